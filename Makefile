@@ -1,0 +1,56 @@
+# `make` alone lists the targets. `demo` and `test` set up all they need: Python 3.11+, pip and make suffice.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The stamps carry a checksum of what is installed, so that a change there, and nothing else, installs anew.
+KEY := $(shell cat pyproject.toml requirements.lock | cksum | cut -d' ' -f1)
+CORE := $(VENV)/core-$(KEY)
+EVERYTHING := $(VENV)/all-$(KEY)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint notebooks notebook clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(CORE)  ## train a small GPT from raw text on this machine (ARGS=--fresh starts over)
+	$(BIN)/python -m pretraining.demo $(ARGS)
+
+test: $(EVERYTHING)  ## run all tests (ARGS="-m 'not slow'" for a quick round)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(EVERYTHING)  ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(EVERYTHING)  ## execute every notebook and store its outputs
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute */[0-9]*.ipynb
+
+notebook: $(EVERYTHING)  ## open the notebooks in Jupyter
+	$(BIN)/jupyter lab
+
+clean:  ## delete the environment and caches; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment has everything if it has all extras, and then the core too.
+$(CORE): | $(VENV)/ready
+	@test -e $(EVERYTHING) || $(BIN)/python -m pip install -q -c requirements.lock -e .
+	@touch $@
+
+$(EVERYTHING): | $(VENV)/ready
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.[all]'
+	@touch $@ $(CORE)
+
+$(VENV)/ready:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "error: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV): the first time downloads packages, PyTorch above all"
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@touch $@

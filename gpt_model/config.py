@@ -1,0 +1,82 @@
+"""What distinguishes one GPT from another: a handful of numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from attention_mechanisms import KERNELS
+from utils.files import InputError
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a GPT.
+
+    Raises:
+        InputError: if the numbers do not make a model; the message names the field.
+    """
+
+    vocab_size: int = 50_257
+    """Tokens in the vocabulary."""
+    context_length: int = 1024
+    """Most tokens the model can look at: the size of its table of positions."""
+    d_model: int = 768
+    """Width: how many numbers describe a token on its way through the model."""
+    n_layers: int = 12
+    """Blocks of attention and feed-forward, one after the other."""
+    n_heads: int = 12
+    """Attention heads of a block; they share d_model evenly."""
+    kernel: str = "auto"
+    """How attention is computed: auto, manual or sdpa. The result is the same."""
+    dropout: float = 0.0
+    """Probability with which an activation is dropped in training."""
+    bias: bool = True
+    """Whether linear layers and norms add a learned offset, as GPT-2's do."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise InputError(f"n_heads must divide d_model, got {self.n_heads} heads for width {self.d_model}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        if self.kernel not in KERNELS:
+            raise InputError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> GPTConfig:
+        """A model with a name: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny.
+
+        Args:
+            name: which one.
+            overrides: fields to set otherwise.
+
+        Raises:
+            InputError: for another name.
+        """
+        if name not in PRESETS:
+            raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
+        """From the `model` entry of a run's config.json.
+
+        Raises:
+            InputError: if it has a field this class does not.
+        """
+        if unknown := set(values) - {field.name for field in fields(cls)}:
+            raise InputError(f"the model's configuration has an unknown field {min(unknown)!r}")
+        return cls(**values)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2-small": {"d_model": 768, "n_layers": 12, "n_heads": 12},
+    "gpt2-medium": {"d_model": 1024, "n_layers": 24, "n_heads": 16},
+    "gpt2-large": {"d_model": 1280, "n_layers": 36, "n_heads": 20},
+    "gpt2-xl": {"d_model": 1600, "n_layers": 48, "n_heads": 25},
+    "demo": {"vocab_size": 4096, "context_length": 256, "d_model": 256, "n_layers": 4, "n_heads": 4},
+    "tiny": {"vocab_size": 512, "context_length": 64, "d_model": 64, "n_layers": 2, "n_heads": 2},
+}

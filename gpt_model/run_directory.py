@@ -1,0 +1,97 @@
+"""Reading what a trainer wrote: the model and the tokenizer of a run directory.
+
+config.json            {"model": GPTConfig's fields, "training": the trainer's}
+model.safetensors      the newest weights
+bpe.json               the tokenizer
+snapshots/             earlier weights, step_000100.safetensors, ...
+train_state/           what resuming needs (pretraining/checkpoint.py)
+metrics.jsonl          a line of numbers each few steps
+loss.svg               their curve
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from gpt_model.config import GPTConfig
+from gpt_model.gpt import GPT
+from utils.files import InputError
+from working_with_text_data.minbpe import Tokenizer
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The content of a run's config.json.
+
+    Raises:
+        InputError: if `run` is no run directory, or its config.json is damaged.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        raise InputError(f"{run} is not a run directory: it has no config.json. python -m pretraining.simple makes one")
+    try:
+        config = json.loads(path.read_bytes())
+        if not isinstance(config["model"], dict) or not isinstance(config["training"], dict):
+            raise ValueError("it must hold the objects 'model' and 'training'")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+    return config
+
+
+def load_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    path = run / "bpe.json"
+    if not path.exists():
+        raise InputError(f"{run} has no tokenizer, bpe.json")
+    return Tokenizer.load(path)
+
+
+def load_model(run: Path, weights: str = "model.safetensors") -> GPT:
+    """The model of a run, in evaluation mode, on the CPU; see `GPT.from_run`."""
+    config = read_config(run)
+    try:
+        model_config = GPTConfig.from_dict(config["model"])
+    except (TypeError, InputError) as error:
+        raise InputError(f"{run / 'config.json'}: {error}") from error
+    tensors = read_weights(run / weights)
+    model = GPT(model_config)
+    check_weights(model, tensors, run / weights)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: if it is missing or damaged.
+    """
+    if not path.exists():
+        raise InputError(f"there are no weights {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def check_weights(model: GPT, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Compare names and shapes with the model's.
+
+    Raises:
+        InputError: if they are another model's; the message names the first difference.
+    """
+    expected = {name: tuple(parameter.shape) for name, parameter in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"{path} holds another model's weights: {name} is {found.get(name, 'missing')} there, "
+                f"{expected.get(name, 'not part of the model')} by config.json"
+            )

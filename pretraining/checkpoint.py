@@ -1,0 +1,144 @@
+"""Saving a training run so that a kill at any moment costs a few steps and never the run.
+
+A checkpoint is a folder, `train_state/step_000400/`, with the weights, everything else that the next
+step depends on, and a SHA-256 of each. It is written under a temporary name, flushed to the disk and
+renamed, so that it is there whole or not at all; the newest two are kept, in case the newest is
+damaged later. `model.safetensors` of the run is the newest checkpoint's weights under a second name.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gpt_model import GPT
+from gpt_model.run_directory import check_weights
+from utils.files import InputError, sha256, sync_folder, write_atomically
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
+
+
+def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, snapshot: bool = False) -> None:
+    """Write a checkpoint, make it the run's newest, and delete those before the last `KEEP`.
+
+    Args:
+        run: the run directory.
+        step: optimizer steps taken so far.
+        model: its weights are saved.
+        state: what else the next step depends on: tensors, numbers, strings, in dicts and lists.
+        snapshot: keep the weights for good, as `snapshots/step_....safetensors`.
+
+    Raises:
+        InputError: if the disk does not take it; earlier checkpoints and `model.safetensors` stay as they were.
+    """
+    folder = run / "train_state" / f"step_{step:06d}"
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # a killed process may have left one
+    with _explained(folder):
+        unfinished.mkdir(parents=True)
+        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        _write(unfinished / WEIGHTS, lambda path: save_file(tensors, path, metadata={"step": str(step)}))
+        _write(unfinished / STATE, lambda path: torch.save({"step": step, **state}, path))
+        checksums = {name: sha256(unfinished / name) for name in (WEIGHTS, STATE)}
+        with write_atomically(unfinished / CHECKSUMS) as file:
+            file.write(json.dumps(checksums, indent=1).encode())
+        if folder.exists():  # the same step again, after resuming from before it
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+        sync_folder(folder.parent)
+        _publish(folder / WEIGHTS, run / WEIGHTS)
+        if snapshot:
+            _publish(folder / WEIGHTS, run / "snapshots" / f"step_{step:06d}.safetensors")
+    for old in list_checkpoints(run)[KEEP:]:
+        shutil.rmtree(old)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    steps = {int(f.name[5:]): f for f in (run / "train_state").glob("step_*") if re.fullmatch(r"step_\d+", f.name)}
+    return [steps[step] for step in sorted(steps, reverse=True)]
+
+
+def load_checkpoint(run: Path, model: GPT) -> dict[str, Any] | None:
+    """Load the newest sound checkpoint into `model`; return its state, or None if the run has no checkpoint.
+
+    A damaged one is named in a warning and the one before it taken.
+
+    Raises:
+        InputError: if there are checkpoints and all are damaged, or they are another model's.
+    """
+    found = list_checkpoints(run)
+    for folder in found:
+        try:
+            tensors, state = _read(folder)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            log.warning("%s is damaged (%s); trying the checkpoint before it", folder, error)
+            continue
+        check_weights(model, tensors, folder / WEIGHTS)
+        model.load_state_dict(tensors)
+        _publish(folder / WEIGHTS, run / WEIGHTS)  # a kill may have come between checkpoint and second name
+        return state
+    if found:
+        raise InputError(f"every checkpoint in {run / 'train_state'} is damaged: start over with --fresh")
+    return None
+
+
+def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    for name, expected in json.loads((folder / CHECKSUMS).read_bytes()).items():
+        if sha256(folder / name) != expected:
+            raise ValueError(f"{name} does not have the checksum it was saved with")
+    return load_file(folder / WEIGHTS), torch.load(folder / STATE, weights_only=True)
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    save(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(weights: Path, name: Path) -> None:
+    """Give a weights file a second name, replacing what had it; a copy where hard links do not exist."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    temporary = name.with_name(f".{name.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(weights, temporary)
+    except OSError:
+        shutil.copyfile(weights, temporary)
+    temporary.replace(name)
+    sync_folder(name.parent)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turn the ways in which libraries report a failed write into one."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(folder.with_name(f".{folder.name}.tmp"), ignore_errors=True)
+        raise InputError(
+            f"could not write the checkpoint {folder} ({_reason(error)}): earlier checkpoints are intact; "
+            "make room, then give the same command to resume"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # torch's writer says only that the file is shorter than it should be
+    return str(error) if isinstance(error, SafetensorError) else "the disk took only a part of the file"

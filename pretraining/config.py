@@ -1,0 +1,83 @@
+"""The settings of a pretraining run. Their defaults are those of `make demo`: small, for two CPU cores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from utils.files import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pretrain a GPT on one device.
+
+    Ctrl-C saves and stops; the same command resumes. Everything is written to one run directory.
+    """
+
+    data: Path
+    """A folder that `python -m working_with_text_data.prepare` wrote."""
+    out: Path = Path("runs/model")
+    """The run directory. If it holds a run with the same settings, that run goes on."""
+    fresh: bool = False
+    """Delete the run in --out and start over."""
+
+    context_length: int = 256
+    """Tokens the model can look at, and the length of a training sequence."""
+    d_model: int = 256
+    """Width of the model."""
+    n_layers: int = 4
+    """Blocks of the model."""
+    n_heads: int = 4
+    """Attention heads of a block; they share d_model evenly."""
+    dropout: float = 0.0
+    """Probability with which an activation is dropped. Worth trying when text is read many times over."""
+
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Sequences a step."""
+    micro_batch_size: int | None = None
+    """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
+    several passes are added up before the step, with the same result. None means all of them."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon moves the matrices of the blocks by Muon and the rest by AdamW."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW."""
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon."""
+    weight_decay: float = 0.0
+    """Pull of matrices toward zero."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises to its peak; it falls along a cosine after."""
+    clip: float = 1.0
+    """Gradients longer than this are shortened to it."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What matrix products are computed in; auto takes bfloat16 where the device is faster in it."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile builds fused code first; auto does for 200 steps and more, where a compiler works."""
+    device: str = "auto"
+    """cpu, cuda or mps; auto takes a GPU if there is one."""
+    seed: int = 0
+    """Decides initial weights, order of the text, and dropout."""
+
+    eval_every: int = 200
+    """Steps between two looks at the held-out text."""
+    eval_blocks: int = 128
+    """Sequences of held-out text looked at."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints. The newest two are kept."""
+    snapshot_every: int | None = None
+    """Steps between two checkpoints whose weights are kept for good, in snapshots/."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "eval_blocks", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+            raise InputError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
+
+
+PRESETS = {
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), steps=1200, snapshot_every=300),
+}

@@ -1,0 +1,164 @@
+"""From raw text to a language model in minutes, on this machine: what `make demo` runs.
+
+Each stage is an ordinary script under its `demo` preset; this file only calls them one after the
+other and sums up. A stage whose result is there already is not repeated, so that the same command
+resumes after an interruption.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpt_model import GPT, TextGenerator
+from gpt_model.run_directory import load_tokenizer, read_config
+from pretraining import evaluate, simple
+from pretraining.metrics import read_metrics
+from pretraining.runs import delete_run
+from utils.files import write_atomically
+from utils.hardware import describe
+from working_with_text_data import prepare, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+# Two novels meet in it, so the text cannot have been learned by heart.
+PROMPT = '"My dear Emma," said Mr. Darcy,'
+SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Config:
+    """From raw text to a language model, on this machine: tokenizer, training, evaluation, samples.
+
+    Ctrl-C stops and keeps what there is; the same command goes on. Once finished, it shows the results.
+    """
+
+    out: Path = Path("runs/demo")
+    """The run directory. The tokenizer and the token shards go beside it."""
+    fresh: bool = False
+    """Delete what an earlier demo made, and start over."""
+    steps: int = simple.PRESETS["demo"].steps
+    """Optimizer steps. Fewer make a worse model sooner."""
+    seed: int = 0
+    """Decides initial weights and the order of the text."""
+
+
+def main(config: Config) -> dict[str, Any] | None:
+    """Run what is still to do, print the summary and return it; None if training was interrupted.
+
+    Raises:
+        InputError: if a stage cannot be done.
+    """
+    tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
+    data = config.out.with_name(f"{config.out.name}-data")
+    if config.fresh:
+        delete_run(config.out)
+        shutil.rmtree(data, ignore_errors=True)
+        tokenizer_file.unlink(missing_ok=True)
+
+    if not tokenizer_file.exists():
+        log.info("1/4  learning a tokenizer from Jane Austen's novels")
+        train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=tokenizer_file))
+    if not data.exists():
+        log.info("2/4  turning the novels into tokens")
+        prepare.main(replace(prepare.PRESETS["demo"], tokenizer=tokenizer_file, out=data))
+    training = replace(
+        simple.PRESETS["demo"], data=data, out=config.out, steps=config.steps, seed=config.seed,
+        snapshot_every=max(1, config.steps // 4),
+    )  # fmt: skip
+    log.info("3/4  training")
+    if not simple.main(training):
+        return None
+    results_file = config.out / "results.json"
+    if results_file.exists():
+        results = json.loads(results_file.read_bytes())
+    else:
+        log.info("4/4  scoring the held-out text, and writing some")
+        results = measure(config.out, data)
+        with write_atomically(results_file) as file:
+            file.write(json.dumps(results, indent=1).encode())
+    print(summary(results, config.out))
+    return results
+
+
+def measure(run: Path, data: Path) -> dict[str, Any]:
+    """Everything the summary shows, from a finished run."""
+    tokenizer = load_tokenizer(run)
+    training_text, held_out = (_text(tokenizer, data, split) for split in ("train", "val"))
+    scored = evaluate.main(evaluate.Config(run=run, data=data))
+    metrics = read_metrics(run)
+    speeds = sorted(line["tokens_per_second"] for line in metrics)
+    settings = read_config(run)["training"]
+    return {
+        "bits_per_byte": scored.bits_per_byte,
+        "validation_loss": scored.loss,
+        "held_out_bytes": len(held_out),
+        "training_bytes": len(training_text),
+        "compressors": evaluate.compression(held_out, training_text),
+        "parameters": GPT.from_run(run).n_parameters,
+        "vocab_size": tokenizer.vocab_size,
+        "steps": settings["steps"],
+        "seed": settings["seed"],
+        "precision": settings["precision"],
+        "compile": settings["compile"],
+        "training_seconds": metrics[-1]["seconds"],
+        "tokens_per_second": speeds[len(speeds) // 2],
+        "prompt": PROMPT,
+        "samples": samples(run),
+        "machine": describe(),
+    }
+
+
+def samples(run: Path) -> dict[str, str]:
+    """The prompt's continuation by each snapshot, by step."""
+    tokenizer = load_tokenizer(run)
+    continuations = {}
+    for path in sorted((run / "snapshots").glob("step_*.safetensors")):
+        generator = TextGenerator(GPT.from_run(run, f"snapshots/{path.name}"), tokenizer)
+        text = generator.generate(PROMPT, max_new_tokens=SAMPLE_TOKENS, temperature=0.7, top_k=100, seed=1)
+        continuations[str(int(path.stem.removeprefix("step_")))] = text
+    return continuations
+
+
+def _text(tokenizer: Any, data: Path, split: str) -> bytes:
+    """The bytes that a split's tokens spell, without the tokens between documents."""
+    tokens = evaluate.read_split(data, split)
+    return tokenizer.decode_bytes(tokens[tokens != tokenizer.special_tokens[train_tokenizer.END_OF_TEXT]].tolist())
+
+
+def summary(results: dict[str, Any], run: Path) -> str:
+    """The results as text for a terminal."""
+    lines = ["", f"The same prompt, continued along the way:  {results['prompt']}", ""]
+    for step, text in results["samples"].items():
+        lines.append(f"  step {step:>5}  ...{' '.join(text.split())}")
+    rows = [("this model", results["bits_per_byte"], None)]
+    rows += [(name, bits["alone"], bits["given_training_text"]) for name, bits in results["compressors"].items()]
+    lines += ["", "Bits per byte of text it has never seen (less is better):", ""]
+    lines += [f"  {'':12}{'alone':>8}{'given the training text':>26}"]
+    for name, alone, given in rows:
+        if given is None:
+            lines.append(f"  {name:12}{'':>8}{alone:>26.3f}")
+        else:
+            lines.append(f"  {name:12}{alone:>8.3f}{given:>26.3f}")
+    lines += [
+        "",
+        f"  validation loss   {results['validation_loss']:.3f} nats a token",
+        f"  parameters        {results['parameters']:,}",
+        f"  trained           {results['steps']:,} steps in {results['training_seconds']:.0f} s, "
+        f"{results['tokens_per_second']:,} tokens/s",
+        f"  saved             {run}/: model.safetensors, bpe.json, snapshots/, metrics.jsonl, loss.svg, results.json",
+        "",
+        "Next:",
+        f'  python -m gpt_model.generate --run {run} --prompt "Emma was"       let it write',
+        "  python -m pretraining.simple --help                                  train on your own text",
+        "  make notebook                                                        see how each part works",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from utils.command_line import run
+
+    run(main, Config)

@@ -1,0 +1,118 @@
+"""Begin a run directory, or go on with the one that is there."""
+
+import dataclasses
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpt_model import GPTConfig
+from gpt_model.run_directory import read_config
+from pretraining.config import Config
+from utils.files import InputError, write_atomically
+from utils.hardware import bfloat16_pays, compiler_works, pick_device
+from working_with_text_data.dataset import BlockDataset
+from working_with_text_data.minbpe import Tokenizer
+
+log = logging.getLogger(__name__)
+
+NOT_THE_RUN = {"data", "out", "fresh", "checkpoint_every"}  # may differ without making it another run
+WORTH_COMPILING = 200  # steps; below it, compiling takes longer than it saves
+
+
+def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]]:
+    """Make the run directory, or check that the one there is this run.
+
+    What is "auto" in a new run is decided now and stored, so that a resumed run is the same run.
+
+    Returns:
+        the settings with nothing "auto" in them, the model's, and the data of "train" and "val".
+
+    Raises:
+        InputError: for data that cannot be used, or a directory that holds something else.
+    """
+    data = {split: BlockDataset(config.data, split, config.context_length) for split in ("train", "val")}
+    tokenizer = _tokenizer_of(config.data, data)
+    model_config = GPTConfig(
+        vocab_size=tokenizer.vocab_size,
+        context_length=config.context_length,
+        d_model=config.d_model,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        dropout=config.dropout,
+    )
+    if config.fresh:
+        delete_run(config.out)
+    if (config.out / "config.json").exists():
+        config = _continued(config, model_config, data)
+    elif config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
+    else:
+        config = _settled(config)
+        config.out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(config.out / "bpe.json")
+        stored = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
+        with write_atomically(config.out / "config.json") as file:  # last: with it the directory is a run
+            file.write(json.dumps(stored, indent=1).encode())
+    return config, model_config, data
+
+
+def delete_run(path: Path) -> None:
+    """Delete a run directory, if there is one.
+
+    Raises:
+        InputError: if something else is there.
+    """
+    if not path.exists():
+        return
+    if not (path / "config.json").exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} is not a run directory, so it is not deleted: choose another --out")
+    shutil.rmtree(path)
+
+
+def _tokenizer_of(folder: Path, data: dict[str, BlockDataset]) -> Tokenizer:
+    path = folder / "bpe.json"
+    if not path.exists():
+        raise InputError(f"{folder} has no tokenizer, bpe.json: python -m working_with_text_data.prepare writes both")
+    tokenizer = Tokenizer.load(path)
+    largest = max(split.largest_id() for split in data.values())
+    if largest >= tokenizer.vocab_size:
+        raise InputError(
+            f"{folder} holds the token {largest:,} but its tokenizer has only {tokenizer.vocab_size:,}: "
+            "shards and bpe.json are not from one another"
+        )
+    return tokenizer
+
+
+def _settled(config: Config) -> Config:
+    """Decide what is "auto"."""
+    device = pick_device(config.device)
+    precision, compiled = config.precision, config.compile
+    if precision == "auto":
+        precision = "bfloat16" if bfloat16_pays(device) else "float32"
+    if compiled == "auto":
+        compiled = "on" if config.steps >= WORTH_COMPILING and compiler_works(device.type) else "off"
+    return replace(config, device=str(device), precision=precision, compile=compiled)
+
+
+def _as_json(config: Config, data: dict[str, BlockDataset]) -> dict[str, Any]:
+    values = {**dataclasses.asdict(config), "data": str(config.data), "out": str(config.out)}
+    del values["fresh"]
+    return {**values, "blocks": {split: len(blocks) for split, blocks in data.items()}}
+
+
+def _continued(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset]) -> Config:
+    """The settings of the run that is there, if they are what was asked for."""
+    stored = read_config(config.out)
+    wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
+    there = {**stored["training"], **stored["model"]}
+    for name in sorted(wanted.keys() - NOT_THE_RUN - {"kernel"}):
+        if wanted[name] not in (there.get(name), "auto"):
+            raise InputError(
+                f"{config.out} holds a run with {name} {there.get(name)}, not {wanted[name]}: "
+                "choose another --out, or give --fresh to delete it and start over"
+            )
+    settled = {name: there.get(name, "off") for name in ("device", "precision", "compile")}
+    return replace(config, **settled)

@@ -1,0 +1,223 @@
+"""Pretrain a GPT on one device: the whole training loop, to be read in one sitting.
+
+    python -m pretraining.simple --data my_data --out runs/mine
+
+A step takes a batch of text, asks the model for each next token, measures the cross-entropy of its
+answers, and moves every parameter a little against the gradient. The rest decides how far to move,
+looks now and then at text that is held out, and saves what is needed to go on after a kill: a run
+that was interrupted and resumed ends, bit for bit, with the weights of one that was not.
+
+Shapes: B batch, T time.
+"""
+
+import logging
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gpt_model import GPT, GPTConfig
+from pretraining.checkpoint import load_checkpoint, save_checkpoint
+from pretraining.config import PRESETS, Config
+from pretraining.metrics import append_metrics, draw_loss, forget_metrics_after
+from pretraining.optimizers import make_optimizers
+from pretraining.runs import open_run
+from utils.files import InputError
+from utils.hardware import keep_freed_memory, pick_device
+from utils.interrupt import StopRequest, stop_on_signal
+from working_with_text_data.dataset import BatchStream, BlockDataset
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY = 10  # steps
+
+
+def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate: a linear rise over the first part, then half a cosine down to zero."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+class Trainer:
+    """A model, what moves it, what it reads, and how far it has come."""
+
+    def __init__(self, config: Config, model_config: GPTConfig, data: dict[str, BlockDataset]) -> None:
+        self.config, self.data = config, data
+        self.started = time.perf_counter()
+        self.device = pick_device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = GPT(model_config).to(self.device)
+        self.forward = torch.compile(self.model) if config.compile == "on" else self.model
+        self.optimizers = make_optimizers(
+            self.model,
+            config.optimizer,
+            lr=config.lr,
+            matrix_lr=config.matrix_lr,
+            weight_decay=config.weight_decay,
+            bfloat16=config.precision == "bfloat16",
+        )
+        self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.batches = BatchStream(data["train"], config.batch_size, config.seed)
+        self.steps = self.saved_at = 0
+        self.seconds_before = 0.0  # spent by earlier processes of this run
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run: compilation, evaluation and checkpoints included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def step(self) -> float:
+        """Take one optimizer step; return the batch's loss.
+
+        Raises:
+            InputError: if loss or gradient is not a number; the parameters are then as they were.
+        """
+        ids_BT, targets_BT = self.batches.next()
+        size = self.config.micro_batch_size or self.config.batch_size
+        n_passes = self.config.batch_size // size
+        total = 0.0
+        for ids, targets in zip(ids_BT.split(size), targets_BT.split(size), strict=True):
+            with self.autocast():
+                _, loss = self.forward(ids.to(self.device), targets.to(self.device))
+            (loss / n_passes).backward()  # gradients add up over the passes
+            total += loss.item() / n_passes
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
+        if not math.isfinite(total + norm):
+            raise InputError(
+                f"the loss is {total} and the gradient's length {norm} at step {self.steps + 1}: the last checkpoint "
+                "is intact; try a lower --lr and --matrix-lr in another --out, or --precision float32"
+            )
+        factor = learning_rate_factor(self.steps, self.config.steps, self.config.warmup)
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        self.steps += 1
+        return total
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Mean loss on held-out blocks, spread evenly so that each document has a say."""
+        data, size = self.data["val"], self.config.batch_size
+        chosen = np.linspace(0, len(data) - 1, min(self.config.eval_blocks, len(data))).astype(int)
+        total = 0.0
+        self.model.eval()
+        for start in range(0, len(chosen), size):
+            blocks = [data[int(block)] for block in chosen[start : start + size]]
+            ids_BT, targets_BT = (torch.stack(tensors).to(self.device) for tensors in zip(*blocks, strict=True))
+            with self.autocast():
+                total += self.model(ids_BT, targets_BT)[1].item() * len(blocks)
+        self.model.train()
+        return total / len(chosen)
+
+    def save(self) -> None:
+        """Write a checkpoint; every `snapshot_every` steps, and at the end, one whose weights are kept."""
+        every = self.config.snapshot_every
+        snapshot = every is not None and (self.steps % every == 0 or self.steps == self.config.steps)
+        save_checkpoint(self.config.out, self.steps, self.model, self.state_dict(), snapshot=snapshot)
+        self.saved_at = self.steps
+
+    def resume(self) -> bool:
+        """Go back to the run's newest checkpoint; False if it has none."""
+        state = load_checkpoint(self.config.out, self.model)
+        if state is not None:
+            self.load_state_dict(state)
+        return state is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, but for the weights."""
+        return {
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "batches": self.batches.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = self.saved_at = state["steps"]
+        self.seconds_before = state["seconds"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.batches.load_state_dict(state["batches"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def main(config: Config) -> bool:
+    """Train from the run's newest checkpoint, or its start. False if it was stopped before the last step.
+
+    Raises:
+        InputError: for data, settings or a run directory that cannot be used; for a loss that is no
+            longer a number; for a checkpoint that cannot be written.
+    """
+    config, model_config, data = open_run(config)
+    keep_freed_memory()
+    # On a CPU this costs nothing and makes a run repeatable; fused GPU kernels would refuse to run.
+    torch.use_deterministic_algorithms(config.device == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+    trainer = Trainer(config, model_config, data)
+    if trainer.resume():
+        forget_metrics_after(config.out, trainer.steps)
+        log.info("%s: going on after step %s of %s", config.out, trainer.steps, config.steps)
+    else:
+        log.info("%s: %s parameters, %s", config.out, f"{trainer.model.n_parameters:,}", _how(config))
+        trainer.save()  # so that there is something to resume from, and to compare with, from the start
+    with stop_on_signal() as stop:
+        run_steps(trainer, stop)
+    draw_loss(config.out)
+    finished = trainer.steps >= config.steps
+    log.info(
+        "%s after step %s of %s, %.0f s in all -> %s",
+        "finished" if finished else "stopped; the same command resumes", trainer.steps, config.steps,
+        trainer.seconds, config.out,
+    )  # fmt: skip
+    return finished
+
+
+def run_steps(trainer: Trainer, stop: StopRequest) -> None:
+    """Step, look, log and save until the last step or a request to stop."""
+    config = trainer.config
+    tokens_per_step = config.batch_size * config.context_length
+    bar = tqdm(total=config.steps, initial=trainer.steps, unit="step", desc="training", mininterval=0.5)
+    losses, since = [], time.perf_counter()
+    while trainer.steps < config.steps and not stop.made:
+        losses.append(trainer.step())
+        bar.update()
+        last = trainer.steps == config.steps
+        evaluate = last or trainer.steps % config.eval_every == 0
+        if evaluate or trainer.steps % LOG_EVERY == 0:
+            speed = tokens_per_step * len(losses) / (time.perf_counter() - since)
+            entry = {"loss": sum(losses) / len(losses), "tokens_per_second": round(speed)}
+            if evaluate:
+                entry["val_loss"] = trainer.validation_loss()
+            append_metrics(config.out, step=trainer.steps, seconds=round(trainer.seconds, 2), **entry)
+            bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens_s=f"{speed:,.0f}", refresh=False)
+            losses, since = [], time.perf_counter()
+        if last or trainer.steps % config.checkpoint_every == 0:
+            trainer.save()
+    if trainer.saved_at != trainer.steps:
+        trainer.save()
+    bar.close()
+
+
+def _how(config: Config) -> str:
+    return f"{config.precision} on {config.device}, {'compiled' if config.compile == 'on' else 'not compiled'}"
+
+
+if __name__ == "__main__":
+    from utils.command_line import run
+
+    run(main, Config, PRESETS)

@@ -1,0 +1,71 @@
+"""One look for all figures, readable on light pages and dark ones: a transparent ground and mid tones."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Tones with at least 3:1 contrast against both white and near-black (WCAG 2.1's bound for graphics).
+BLUE, ORANGE, GREEN, RED, PURPLE = COLORS = ["#3f87d9", "#d97a1f", "#2f9e62", "#dc4f4f", "#9b6fd0"]
+INK = "#808080"
+
+STYLE: dict[str, Any] = {
+    "figure.figsize": (7.0, 3.6),
+    "figure.dpi": 110,
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "savefig.bbox": "tight",
+    "axes.facecolor": "none",
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.25,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "font.size": 10,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "svg.hashsalt": "language-model-from-scratch",  # the same data gives the same file
+}
+
+
+@contextmanager
+def figure(columns: int = 1, **subplots: Any) -> Iterator[tuple["Figure", Any]]:
+    """A figure and its axes in the project's style, closed at the end of the block.
+
+    Args:
+        columns: axes side by side.
+        subplots: anything else for `plt.subplots`.
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)}):
+        drawing, axes = plt.subplots(1, columns, **subplots)
+        try:
+            yield drawing, axes
+        finally:
+            plt.close(drawing)
+
+
+def save_svg(drawing: "Figure", path: Path) -> None:
+    """Write a figure as SVG, without the date, so that the same data gives the same bytes."""
+    with write_atomically(path) as file:
+        drawing.savefig(file, format="svg", metadata={"Date": None})
+
+
+def use_style() -> None:
+    """Draw everything from here on in the project's style: for notebooks, which show what they draw."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)})
