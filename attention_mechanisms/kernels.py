@@ -17,6 +17,7 @@ from torch import Tensor
 from attention_mechanisms.masks import Mask
 
 CAUSAL = Mask()
+SHORT = 512  # keys
 
 
 def attend(
@@ -36,7 +37,8 @@ def attend(
         k_BGSD: keys; G divides H.
         v_BGSE: values.
         mask: who may look at whom.
-        kernel: "manual" to read and check against, "sdpa" for PyTorch's fused kernels, or "auto".
+        kernel: "manual" to read and check against, "sdpa" for PyTorch's fused kernels, or "auto",
+            which takes sdpa except where manual is faster.
         dropout: probability with which an attention weight is dropped; the caller sets 0 in evaluation.
         scale: what scores are multiplied by; 1 / sqrt(D) by default.
 
@@ -77,4 +79,12 @@ def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: f
     )
 
 
-KERNELS: dict[str, Callable[..., Tensor]] = {"auto": _sdpa, "manual": _manual, "sdpa": _sdpa}
+def _auto(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
+    # PyTorch's fused CPU kernel is slow backwards: on short sequences the plain formula trains faster
+    # (pretraining/results/speed.json). On long ones its T x S scores cost too much memory.
+    training = torch.is_grad_enabled() and q_BHTD.requires_grad
+    plain = training and q_BHTD.device.type == "cpu" and k_BGSD.shape[2] <= SHORT
+    return (_manual if plain else _sdpa)(q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {"auto": _auto, "manual": _manual, "sdpa": _sdpa}

@@ -1,0 +1,63 @@
+"""What many tests share: text, a prepared data folder, and a small model trained for a few steps."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from pretraining import simple
+from pretraining.config import Config
+from working_with_text_data import prepare, train_tokenizer
+from working_with_text_data.text_files import CORPUS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """A folder of real data, named by the variable TEST_DATA; tests that want it are skipped without."""
+    if "TEST_DATA" not in os.environ:
+        pytest.skip("TEST_DATA names no folder of test data")
+    return Path(os.environ["TEST_DATA"])
+
+
+@pytest.fixture(scope="session")
+def persuasion() -> str:
+    return (CORPUS / "persuasion.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, persuasion: str) -> Path:
+    """Token shards of two documents with a vocabulary of 512."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text").mkdir()
+    (folder / "text" / "a.txt").write_text(persuasion[:60_000], encoding="utf-8")
+    (folder / "text" / "b.txt").write_text(persuasion[60_000:100_000], encoding="utf-8")
+    tokenizer = folder / "tokenizer.json"
+    train_tokenizer.main(train_tokenizer.Config(text=folder / "text", vocab_size=512, out=tokenizer))
+    prepare.main(prepare.Config(text=folder / "text", tokenizer=tokenizer, out=folder / "shards"))
+    return folder / "shards"
+
+
+def tiny(data: Path, out: Path, **changes: object) -> Config:
+    """Settings of a run that takes a second or two."""
+    settings = {
+        "context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 2, "steps": 12, "batch_size": 4,
+        "precision": "float32", "compile": "off", "device": "cpu", "eval_every": 5, "eval_blocks": 8,
+        "checkpoint_every": 4,
+    }  # fmt: skip
+    return Config(data=data, out=out, **{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
+    """A run directory; copy it before changing it."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    assert simple.main(tiny(data, out, snapshot_every=6))
+    return out
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    return random.Random(request.node.name)

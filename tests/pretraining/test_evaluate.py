@@ -1,0 +1,116 @@
+"""Bits per byte: every byte once, whatever the windows, and against an obvious twin."""
+
+import gzip
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_model import GPT, GPTConfig
+from pretraining import evaluate
+from pretraining.evaluate import NOT_SCORED, compression, read_split, score, windows
+from utils.files import InputError
+from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
+
+CONTEXT = 16
+
+
+@given(length=st.integers(0, 120), context=st.integers(1, 20))
+def test_windows_score_every_token_but_the_first_once(length: int, context: int) -> None:
+    document = np.arange(1, length + 1, dtype=np.uint16)
+    scored = []
+    for inputs, targets in windows(document, context):
+        assert inputs.shape == targets.shape == (context,)
+        at = np.flatnonzero(targets != NOT_SCORED)
+        assert np.array_equal(inputs[at] + 1, targets[at])  # the token before its target
+        if scored:  # enough of the past is in sight
+            assert at[0] >= context // 2 or context == 1
+        scored += targets[at].tolist()
+    assert scored == document[1:].tolist()
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokenizer = RegexTokenizer()
+    tokenizer.train("the quick brown fox jumps over the lazy dog, the end. " * 4, 290)
+    tokenizer.add_special_tokens("<|endoftext|>")
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig.preset("tiny", vocab_size=tokenizer.vocab_size, context_length=CONTEXT)).eval()
+
+
+def tokens_of(tokenizer: Tokenizer, *documents: str) -> np.ndarray:
+    separator = tokenizer.special_tokens["<|endoftext|>"]
+    return np.array([i for text in documents for i in (separator, *tokenizer.encode(text))], dtype=np.uint16)
+
+
+DOCUMENTS = ("the fox, über-quick, jumps over 3 dogs " * 3, "é", "", "the lazy end")
+
+
+def test_score_equals_scoring_token_by_token(model: GPT, tokenizer: Tokenizer) -> None:
+    nats = 0.0
+    for text in DOCUMENTS:
+        document = torch.from_numpy(tokens_of(tokenizer, text).astype(np.int64))
+        for inputs, targets in windows(document.numpy(), CONTEXT):
+            for t in np.flatnonzero(targets != NOT_SCORED):
+                with torch.no_grad():
+                    logits, _ = model(torch.from_numpy(inputs[None, : t + 1]))
+                nats -= logits[0, -1].double().log_softmax(-1)[targets[t]].item()
+    result = score(model, tokenizer, tokens_of(tokenizer, *DOCUMENTS), batch_size=3)
+    assert result.nats == pytest.approx(nats, rel=1e-5)
+    assert result.n_bytes == len("".join(DOCUMENTS).encode())
+    assert result.n_tokens == sum(len(tokenizer.encode(text)) for text in DOCUMENTS)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / result.n_bytes, rel=1e-5)
+    assert result.loss == pytest.approx(nats / result.n_tokens, rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_pays_the_uniform_price(tokenizer: Tokenizer) -> None:
+    model = GPT(GPTConfig.preset("tiny", vocab_size=tokenizer.vocab_size, context_length=CONTEXT)).eval()
+    torch.nn.init.zeros_(model.token_embedding.weight)  # all logits equal
+    tokens = tokens_of(tokenizer, *DOCUMENTS)
+    result = score(model, tokenizer, tokens)
+    assert result.nats == pytest.approx(result.n_tokens * math.log(tokenizer.vocab_size), rel=1e-5)
+
+
+def test_nothing_to_score_is_named(model: GPT, tokenizer: Tokenizer) -> None:
+    with pytest.raises(InputError, match="no held-out tokens to score"):
+        score(model, tokenizer, tokens_of(tokenizer, "", ""))
+
+
+def test_held_out_tokens_spell_the_held_out_text(data: Path, persuasion: str) -> None:
+    tokenizer = Tokenizer.load(data / "bpe.json")
+    val = read_split(data, "val")
+    text = tokenizer.decode(val[val != tokenizer.special_tokens["<|endoftext|>"]].tolist())
+    first = persuasion[:60_000]
+    assert text.startswith(first[first.index(text[:200]) :])
+    assert text.endswith(persuasion[:100_000][-500:])
+
+
+def test_compressors_given_the_training_text_do_better() -> None:
+    training, held_out = (
+        b"the quick brown fox jumps over the lazy dog " * 50,
+        b"the lazy fox jumps over the quick brown dog " * 3,
+    )
+    bits = compression(held_out, training)
+    assert set(bits) == {"gzip", "bzip2", "xz"}
+    for row in bits.values():
+        assert row["given_training_text"] < row["alone"]
+    assert bits["gzip"]["alone"] == 8 * len(gzip.compress(held_out, 9, mtime=0)) / len(held_out)
+
+
+def test_the_script_scores_a_run(finished_run: Path, data: Path) -> None:
+    result = evaluate.main(evaluate.Config(run=finished_run, data=data, device="cpu"))
+    first = evaluate.main(
+        evaluate.Config(run=finished_run, data=data, weights="snapshots/step_000000.safetensors", device="cpu")
+    )
+    assert result.n_bytes == first.n_bytes
+    assert result.bits_per_byte < first.bits_per_byte
+    assert (finished_run / "evaluation.json").exists()

@@ -1,0 +1,261 @@
+"""Round trips, special tokens, files, and equality with independent encoders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiktoken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.files import InputError
+from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, BasicTokenizer, RegexTokenizer, Tokenizer
+from working_with_text_data.minbpe.base import _merge_by_rank_long, merge, merge_by_rank
+from working_with_text_data.text_files import CORPUS
+
+HOSTILE = [
+    "", " ", "\n\n\x1ca", "a  b   c    ", "\r\n\r\n", "don't DON'T 'LL", "12345678", "\0\x01\x7f", "é e\u0301 한국어 שלום",
+    "👩‍👩‍👧‍👦🏳️‍🌈", "日本語のテキスト", "\u0558's", "<|endoftext|", "x" * 500, " " * 300, "ab" * 300, "!?" * 200 + "\n" * 99,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tokenizer]:
+    text = (CORPUS / "emma.txt").read_text(encoding="utf-8")[:100_000] + "".join(HOSTILE)
+    tokenizers = {
+        "basic": BasicTokenizer(),
+        "gpt2": RegexTokenizer(GPT2_PATTERN),
+        "gpt4": RegexTokenizer(GPT4_PATTERN),
+    }
+    for tokenizer in tokenizers.values():
+        tokenizer.train(text, 600)
+    return tokenizers
+
+
+KINDS = ["basic", "gpt2", "gpt4"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_round_trip_of_hostile_text(trained: dict[str, Tokenizer], kind: str, text: str) -> None:
+    tokenizer = trained[kind]
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode_to_array(text).tolist() == ids
+    assert tokenizer.encode_batch([text, "a"]) == [ids, tokenizer.encode("a")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=st.text(st.characters(exclude_categories=["Cs"])))
+@settings(deadline=None, max_examples=300)
+def test_round_trip_of_any_text(trained: dict[str, Tokenizer], kind: str, text: str) -> None:
+    assert trained[kind].decode(trained[kind].encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(ids=st.lists(st.integers(0, 700)))
+@settings(deadline=None)
+def test_decoding_any_ids_gives_text(trained: dict[str, Tokenizer], kind: str, ids: list[int]) -> None:
+    assert isinstance(trained[kind].decode(ids), str)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt4"])
+def test_ids_equal_tiktokens_with_the_same_merges(trained: dict[str, Tokenizer], kind: str, persuasion: str) -> None:
+    ours = trained[kind]
+    assert isinstance(ours, RegexTokenizer)
+    ranks = {spelling: i for i, spelling in ours.vocab.items()}
+    theirs = tiktoken.Encoding("ours", pat_str=ours.pattern, mergeable_ranks=ranks, special_tokens={})
+    text = persuasion[:200_000]
+    assert ours.encode(text) == theirs.encode_ordinary(text)
+    for hostile in HOSTILE:
+        if "\u0558" not in hostile:  # their engine knows an older Unicode
+            assert ours.encode(hostile) == theirs.encode_ordinary(hostile), hostile
+
+
+def test_merges_equal_hugging_faces_trainer_where_no_ties_decide(persuasion: str) -> None:
+    """Their trainer breaks ties in another way, so compare up to the first merge that a tie decided."""
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
+    theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    theirs.train_from_iterator([persuasion], trainer)
+    merges = json.loads(theirs.to_str())["model"]["merges"]
+    ours = RegexTokenizer(GPT2_PATTERN)
+    ours.train(persuasion, 400)
+    made = [ours.vocab[i].decode("utf-8").replace(" ", "Ġ").replace("\n", "Ċ") for i in range(256, 400)]
+    agreed = sum(a == "".join(b) for a, b in zip(made, merges, strict=True))
+    assert agreed > 130, "a tie may swap two neighbours, no more"
+    assert set(made) == {"".join(pair) for pair in merges}
+
+
+@given(st.lists(st.integers(97, 100), max_size=200), st.data())
+@settings(deadline=None)
+def test_the_heap_merges_as_the_plain_loop_does(ids: list[int], data: st.DataObject) -> None:
+    merges: dict[tuple[int, int], int] = {}
+    for new_id in range(256, 266):
+        known = st.sampled_from([97, 98, 99, 100, *range(256, new_id)])
+        merges.setdefault(data.draw(st.tuples(known, known)), new_id)
+    expected = ids
+    while True:  # the obvious way: of all pairs that can merge, the earliest learned
+        ranked = [merges[pair] for pair in zip(expected, expected[1:], strict=False) if pair in merges]
+        if not ranked:
+            break
+        pair = next(pair for pair, made in merges.items() if made == min(ranked))
+        expected = merge(expected, pair, min(ranked))
+    assert _merge_by_rank_long(ids, merges) == expected
+    assert merge_by_rank(ids, merges) == expected
+
+
+def test_a_long_word_does_not_take_quadratic_time(trained: dict[str, Tokenizer]) -> None:
+    word = "abcdefghij" * 20_000  # 200,000 letters: hours if each merge scanned the whole word
+    assert trained["gpt4"].decode(trained["gpt4"].encode(word)) == word
+
+
+def test_vocabulary_below_the_bytes_is_refused() -> None:
+    for tokenizer in (BasicTokenizer(), RegexTokenizer()):
+        with pytest.raises(InputError, match="at least 256, the number of bytes, got 255"):
+            tokenizer.train("text", 255)
+
+
+def test_training_stops_when_no_pair_is_left() -> None:
+    tokenizer = RegexTokenizer()
+    tokenizer.train("ab ab", 1000)
+    assert tokenizer.vocab_size < 260
+    assert tokenizer.decode(tokenizer.encode("ab ab")) == "ab ab"
+
+
+def test_training_again_forgets_the_first_time() -> None:
+    tokenizer = RegexTokenizer()
+    tokenizer.add_special_tokens("<|end|>")
+    tokenizer.train("aaaa bbbb", 260)
+    assert tokenizer.encode("aaaa") != list(b"aaaa")
+    tokenizer.train("cccc dddd", 260)
+    assert tokenizer.encode("aaaa") == list(b"aaaa")
+    assert tokenizer.encode("<|end|>", allowed_special="all") == [tokenizer.special_tokens["<|end|>"]]
+
+
+def test_documents_are_never_joined() -> None:
+    tokenizer = BasicTokenizer()
+    tokenizer.train(["ab"] * 5, 300)
+    assert list(tokenizer.merges) == [(ord("a"), ord("b"))]  # (b, a) would span two documents
+
+
+def test_lone_surrogates_raise(trained: dict[str, Tokenizer]) -> None:
+    for tokenizer in trained.values():
+        with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+            tokenizer.encode("a\ud800b")
+
+
+class TestSpecialTokens:
+    @pytest.fixture
+    def tokenizer(self) -> RegexTokenizer:
+        tokenizer = RegexTokenizer()
+        tokenizer.train("some text, some more text", 270)
+        tokenizer.add_special_tokens("<|a|>", "<|a|><|b|>", "<|end|>")
+        return tokenizer
+
+    def test_in_text_they_raise_by_default(self, tokenizer: RegexTokenizer) -> None:
+        with pytest.raises(InputError, match=r"holds the special token '<\|end\|>'"):
+            tokenizer.encode("text<|end|>")
+
+    def test_allowed_ones_become_their_id(self, tokenizer: RegexTokenizer) -> None:
+        end = tokenizer.special_tokens["<|end|>"]
+        assert tokenizer.encode("<|end|>x<|end|>", allowed_special={"<|end|>"}) == [end, ord("x"), end]
+        assert tokenizer.encode("<|end|>", allowed_special="all") == [end]
+
+    def test_the_longest_wins(self, tokenizer: RegexTokenizer) -> None:
+        assert tokenizer.encode("<|a|><|b|>", allowed_special="all") == [tokenizer.special_tokens["<|a|><|b|>"]]
+
+    def test_as_plain_text(self, tokenizer: RegexTokenizer) -> None:
+        ids = tokenizer.encode("<|end|>", disallowed_special=())
+        assert tokenizer.special_tokens["<|end|>"] not in ids
+        assert tokenizer.decode(ids) == "<|end|>"
+
+    def test_decode_spells_them(self, tokenizer: RegexTokenizer) -> None:
+        text = "text<|end|><|a|>"
+        assert tokenizer.decode(tokenizer.encode(text, allowed_special="all")) == text
+
+    def test_unknown_ones_are_refused(self, tokenizer: RegexTokenizer) -> None:
+        with pytest.raises(InputError, match="unknown special token '<nope>'"):
+            tokenizer.encode("x", allowed_special={"<nope>"})
+
+    def test_adding_one_twice_changes_nothing(self, tokenizer: RegexTokenizer) -> None:
+        before = dict(tokenizer.special_tokens)
+        tokenizer.add_special_tokens("<|end|>")
+        assert tokenizer.special_tokens == before
+        assert sorted(before.values()) == list(range(tokenizer.vocab_size - 3, tokenizer.vocab_size))
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_is_saved_is_loaded(self, trained: dict[str, Tokenizer], kind: str, tmp_path: Path) -> None:
+        tokenizer = trained[kind]
+        tokenizer.save(tmp_path / "t.json")
+        loaded = Tokenizer.load(tmp_path / "t.json")
+        assert type(loaded) is type(tokenizer)
+        assert loaded.settings() == tokenizer.settings()
+        assert list(loaded.merges.items()) == list(tokenizer.merges.items())
+        assert loaded.vocab == tokenizer.vocab
+        assert loaded.special_tokens == tokenizer.special_tokens
+        loaded.save(tmp_path / "again.json")
+        assert (tmp_path / "again.json").read_bytes() == (tmp_path / "t.json").read_bytes()
+
+    def test_every_cut_is_noticed(self, trained: dict[str, Tokenizer], tmp_path: Path) -> None:
+        path = tmp_path / "t.json"
+        trained["gpt4"].save(path)
+        whole = path.read_bytes()
+        for length in (0, 1, 20, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(InputError, match=r"t\.json is not a tokenizer file, or is cut short"):
+                Tokenizer.load(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"version": 2}, "has version 2, this code reads version 1"),
+            ({"format": "other"}, 'lacks the entry "format": "minbpe"'),
+            ({"type": "NoSuchTokenizer"}, "is damaged: KeyError 'NoSuchTokenizer'"),
+            ({"merges": [[1]]}, "is damaged: ValueError"),
+            ({"merges": [[97, 999_999]]}, "is damaged: KeyError 999999"),
+            ({"special_tokens": None}, "is damaged: AttributeError"),
+            ({"settings": {"pattern": "("}}, "is not a regular expression"),
+        ],
+    )
+    def test_damage_is_named(
+        self, trained: dict[str, Tokenizer], tmp_path: Path, change: dict[str, object], message: str
+    ) -> None:
+        path = tmp_path / "t.json"
+        trained["gpt4"].save(path)
+        path.write_text(json.dumps({**json.loads(path.read_bytes()), **change}))
+        with pytest.raises(InputError, match=message.replace("(", r"\(").replace(")", r"\)")):
+            Tokenizer.load(path)
+
+    def test_a_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            Tokenizer.load(tmp_path / "none.json")
+
+
+def test_importing_is_cheap() -> None:
+    """Tokenizers load neither torch nor transformers, and cost under 0.3 s beyond an empty Python."""
+    timed = "import time; start = time.perf_counter(); {}; spent = time.perf_counter() - start; import sys; "
+    timed += "print(spent, *{{'torch', 'transformers', 'tiktoken', 'tokenizers'}} & set(sys.modules))"
+    runs = []
+    for _ in range(3):  # the best of three: the first reads from a cold disk
+        code = timed.format("import working_with_text_data.minbpe")
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        spent, *loaded = result.stdout.split()
+        assert not loaded
+        runs.append(float(spent))
+    assert min(runs) < 0.3
+
+
+def test_works_without_other_tokenizer_libraries() -> None:
+    hidden = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'tiktoken', 'tokenizers']));"
+    use = (
+        "from working_with_text_data.minbpe import RegexTokenizer; t = RegexTokenizer(); t.train('to be or not to be', 260);"
+        "assert t.decode(t.encode('to be')) == 'to be'"
+    )
+    subprocess.run([sys.executable, "-c", hidden + use], check=True)
