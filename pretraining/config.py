@@ -21,7 +21,7 @@ class Config:
     fresh: bool = False
     """Delete the run in --out and start over."""
 
-    context_length: int = 256
+    context_length: int = 128
     """Tokens the model can look at, and the length of a training sequence."""
     d_model: int = 256
     """Width of the model."""
@@ -34,15 +34,16 @@ class Config:
 
     steps: int = 1000
     """Optimizer steps."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Sequences a step."""
     micro_batch_size: int | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
     several passes are added up before the step, with the same result. None means all of them."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon moves the matrices of the blocks by Muon and the rest by AdamW."""
-    lr: float = 3e-3
-    """Peak learning rate of AdamW."""
+    lr: float = 0.015
+    """Peak learning rate of AdamW. With muon it moves embeddings and norms only, and may be high; where it
+    moves everything, 0.003 is a good start for a small model."""
     matrix_lr: float = 0.02
     """Peak learning rate of Muon."""
     weight_decay: float = 0.0
@@ -61,7 +62,7 @@ class Config:
     seed: int = 0
     """Decides initial weights, order of the text, and dropout."""
 
-    eval_every: int = 200
+    eval_every: int = 100
     """Steps between two looks at the held-out text."""
     eval_blocks: int = 128
     """Sequences of held-out text looked at."""
@@ -79,5 +80,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), steps=1200, snapshot_every=300),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=250),
 }

@@ -71,6 +71,12 @@ class Trainer:
         """Wall time of the run: compilation, evaluation and checkpoints included."""
         return self.seconds_before + time.perf_counter() - self.started
 
+    @property
+    def snapshot_due(self) -> bool:
+        """Whether the weights of this step are to be kept for good: each `snapshot_every` steps, and the last."""
+        every = self.config.snapshot_every
+        return every is not None and (self.steps % every == 0 or self.steps == self.config.steps)
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
 
@@ -120,10 +126,8 @@ class Trainer:
         return total / len(chosen)
 
     def save(self) -> None:
-        """Write a checkpoint; every `snapshot_every` steps, and at the end, one whose weights are kept."""
-        every = self.config.snapshot_every
-        snapshot = every is not None and (self.steps % every == 0 or self.steps == self.config.steps)
-        save_checkpoint(self.config.out, self.steps, self.model, self.state_dict(), snapshot=snapshot)
+        """Write a checkpoint."""
+        save_checkpoint(self.config.out, self.steps, self.model, self.state_dict(), snapshot=self.snapshot_due)
         self.saved_at = self.steps
 
     def resume(self) -> bool:
@@ -206,7 +210,7 @@ def run_steps(trainer: Trainer, stop: StopRequest) -> None:
             append_metrics(config.out, step=trainer.steps, seconds=round(trainer.seconds, 2), **entry)
             bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens_s=f"{speed:,.0f}", refresh=False)
             losses, since = [], time.perf_counter()
-        if last or trainer.steps % config.checkpoint_every == 0:
+        if last or trainer.snapshot_due or trainer.steps % config.checkpoint_every == 0:
             trainer.save()
     if trainer.saved_at != trainer.steps:
         trainer.save()

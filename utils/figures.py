@@ -33,6 +33,10 @@ STYLE: dict[str, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
+    # Jupyter paints a ground behind a transparent figure whose tick labels are all on one side of
+    # middle grey; one label a shade lighter and one a shade darker keep it transparent
+    "xtick.labelcolor": "#818181",
+    "ytick.labelcolor": "#7f7f7f",
     "font.size": 10,
     "lines.linewidth": 1.8,
     "legend.frameon": False,

@@ -58,7 +58,7 @@ def test_logits_and_loss_equal_transformers(kernel: str, n_heads: int) -> None:
             n_head=n_heads,
             bos_token_id=0,
             eos_token_id=0,
-        )  # fmt: skip
+        )
     ).eval()
     missing, unexpected = theirs.transformer.load_state_dict(as_transformers_names(model), strict=False)
     assert not unexpected

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from working_with_text_data.minbpe.base import _merge_by_rank_long, merge, merge
 from working_with_text_data.text_files import CORPUS
 
 HOSTILE = [
-    "", " ", "\n\n\x1ca", "a  b   c    ", "\r\n\r\n", "don't DON'T 'LL", "12345678", "\0\x01\x7f", "é e\u0301 한국어 שלום",
-    "👩‍👩‍👧‍👦🏳️‍🌈", "日本語のテキスト", "\u0558's", "<|endoftext|", "x" * 500, " " * 300, "ab" * 300, "!?" * 200 + "\n" * 99,
+    "", " ", "\n\n\x1ca", "a  b   c    ", "\r\n\r\n", "don't DON'T 'LL", "12345678", "\0\x01\x7f",
+    "é e\u0301 한국어 שלום", "👩\u200d👩\u200d👧\u200d👦🏳️\u200d🌈", "日本語のテキスト", "\u0558's", "<|endoftext|",
+    "x" * 500, " " * 300, "ab" * 300, "!?" * 200 + "\n" * 99,
 ]  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def test_the_heap_merges_as_the_plain_loop_does(ids: list[int], data: st.DataObj
         merges.setdefault(data.draw(st.tuples(known, known)), new_id)
     expected = ids
     while True:  # the obvious way: of all pairs that can merge, the earliest learned
-        ranked = [merges[pair] for pair in zip(expected, expected[1:], strict=False) if pair in merges]
+        ranked = [merges[pair] for pair in pairwise(expected) if pair in merges]
         if not ranked:
             break
         pair = next(pair for pair, made in merges.items() if made == min(ranked))
@@ -255,7 +257,8 @@ def test_importing_is_cheap() -> None:
 def test_works_without_other_tokenizer_libraries() -> None:
     hidden = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'tiktoken', 'tokenizers']));"
     use = (
-        "from working_with_text_data.minbpe import RegexTokenizer; t = RegexTokenizer(); t.train('to be or not to be', 260);"
+        "from working_with_text_data.minbpe import RegexTokenizer; t = RegexTokenizer();"
+        "t.train('to be or not to be', 260);"
         "assert t.decode(t.encode('to be')) == 'to be'"
     )
     subprocess.run([sys.executable, "-c", hidden + use], check=True)

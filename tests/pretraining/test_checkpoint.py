@@ -1,0 +1,147 @@
+"""Checkpoints under damage, and on disks that fill up for real."""
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_model import GPT, GPTConfig
+from pretraining.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from utils.files import InputError, sha256
+
+
+@pytest.fixture
+def model() -> GPT:
+    torch.manual_seed(0)
+    return GPT(GPTConfig.preset("tiny"))
+
+
+def change(model: GPT) -> None:
+    with torch.no_grad():
+        model.final_norm.weight.add_(1)
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: GPT) -> Path:
+    """Four checkpoints; the norm's gain is 1 plus their number."""
+    for step in range(4):
+        save_checkpoint(tmp_path, step, model, {"note": f"after {step}"}, snapshot=step == 1)
+        change(model)
+    return tmp_path
+
+
+def test_the_newest_is_loaded_and_the_newest_two_kept(run: Path, model: GPT) -> None:
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_000003", "step_000002"]
+    state = load_checkpoint(run, model)
+    assert state == {"step": 3, "note": "after 3"}
+    assert (model.final_norm.weight == 4).all()
+
+
+def test_the_runs_weights_are_the_newest_and_snapshots_stay(run: Path) -> None:
+    assert sha256(run / "model.safetensors") == sha256(list_checkpoints(run)[0] / "model.safetensors")
+    assert [path.name for path in (run / "snapshots").iterdir()] == ["step_000001.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "checksums.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
+def test_a_damaged_one_is_named_and_the_one_before_taken(
+    run: Path, model: GPT, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = list_checkpoints(run)[0] / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
+    state = load_checkpoint(run, model)
+    assert state is not None
+    assert state["note"] == "after 2"
+    assert (model.final_norm.weight == 3).all()
+    assert "step_000003 is damaged" in caplog.text
+    assert sha256(run / "model.safetensors") == sha256(list_checkpoints(run)[1] / "model.safetensors")
+
+
+def test_all_damaged_is_an_error(run: Path, model: GPT) -> None:
+    for folder in list_checkpoints(run):
+        (folder / "state.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="every checkpoint in .* is damaged: start over with --fresh"):
+        load_checkpoint(run, model)
+
+
+def test_another_models_checkpoint_is_an_error(run: Path) -> None:
+    with pytest.raises(InputError, match="holds another model's weights"):
+        load_checkpoint(run, GPT(GPTConfig.preset("tiny", d_model=32)))
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, model: GPT) -> None:
+    assert load_checkpoint(tmp_path, model) is None
+
+
+def test_what_a_killed_process_left_half_written_is_no_checkpoint(run: Path, model: GPT) -> None:
+    unfinished = run / "train_state" / ".step_000004.tmp"
+    unfinished.mkdir()
+    (unfinished / "model.safetensors").write_bytes(b"half")
+    state = load_checkpoint(run, model)
+    assert state is not None
+    assert state["note"] == "after 3"
+    save_checkpoint(run, 4, model, {})
+    assert list_checkpoints(run)[0].name == "step_000004"
+    assert not unfinished.exists()
+
+
+def test_saving_the_same_step_again_replaces_it(run: Path, model: GPT) -> None:
+    save_checkpoint(run, 3, model, {"note": "again"})
+    state = load_checkpoint(run, model)
+    assert state is not None
+    assert state["note"] == "again"
+
+
+SAVE = """
+import resource, sys, torch
+from pathlib import Path
+from gpt_model import GPT, GPTConfig
+from pretraining.checkpoint import save_checkpoint
+from utils.files import InputError
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    save_checkpoint(Path(sys.argv[1]), 4, GPT(GPTConfig.preset("tiny")), {"moments": torch.zeros(200_000)})
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 1000, 300_000, 700_000])
+def test_a_write_that_fails_midway_is_named_and_loses_nothing(run: Path, model: GPT, limit: int) -> None:
+    """A limit on file size set by the kernel: weights need 560 kB, the state 800 kB."""
+    before = {path: sha256(path) for path in run.rglob("*") if path.is_file()}
+    result = subprocess.run([sys.executable, "-c", SAVE, run, str(limit)], capture_output=True, text=True, check=True)
+    assert "could not write the checkpoint" in result.stdout
+    assert "earlier checkpoints are intact" in result.stdout
+    assert result.stdout.count("\n") == 1
+    assert {path: sha256(path) for path in run.rglob("*") if path.is_file()} == before
+    assert not list((run / "train_state").glob(".*"))
+    state = load_checkpoint(run, model)
+    assert state is not None
+    assert state["note"] == "after 3"
+
+
+def test_a_full_disk_is_named_and_loses_nothing(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    disk = tmp_path_factory.mktemp("disk")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        shutil.copytree(run, disk / "run")  # two checkpoints and a snapshot, 2.3 MB: a third does not fit
+        before = {path: sha256(path) for path in (disk / "run").rglob("*") if path.is_file()}
+        unlimited = str(resource.RLIM_INFINITY)
+        result = subprocess.run([sys.executable, "-c", SAVE, disk / "run", unlimited], capture_output=True, text=True)
+        assert "earlier checkpoints are intact" in result.stdout, result.stderr
+        assert {path: sha256(path) for path in (disk / "run").rglob("*") if path.is_file()} == before
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,266 @@
+"""The training loop: it learns, it resumes exactly, and it says what is wrong in one line."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_model import GPT
+from pretraining import simple
+from pretraining.metrics import read_metrics
+from pretraining.runs import open_run
+from tests.conftest import tiny
+from utils.files import InputError, sha256
+from working_with_text_data.shards import write_shard
+
+
+def test_writes_a_whole_run_directory(finished_run: Path, data: Path) -> None:
+    assert {path.name for path in finished_run.iterdir()} >= {
+        "config.json", "model.safetensors", "bpe.json", "train_state", "metrics.jsonl", "loss.svg", "snapshots",
+    }  # fmt: skip
+    config = json.loads((finished_run / "config.json").read_bytes())
+    assert config["model"]["vocab_size"] == 512
+    assert config["training"]["precision"] == "float32"
+    assert (finished_run / "bpe.json").read_bytes() == (data / "bpe.json").read_bytes()
+    assert sorted(path.name for path in (finished_run / "snapshots").iterdir()) == [
+        f"step_{step:06d}.safetensors" for step in (0, 6, 12)
+    ]
+    assert "<svg" in (finished_run / "loss.svg").read_text()
+    assert [line["step"] for line in read_metrics(finished_run)] == [5, 10, 12]
+    assert isinstance(GPT.from_run(finished_run), GPT)
+
+
+def test_learns(data: Path, tmp_path: Path) -> None:
+    simple.main(tiny(data, tmp_path / "run", steps=150, eval_every=50, checkpoint_every=1000))
+    losses = [line["val_loss"] for line in read_metrics(tmp_path / "run") if "val_loss" in line]
+    assert losses[-1] < 5.4 < math.log(512)
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Path, optimizer: str) -> None:
+    weights = []
+    for size in (None, 2, 1):
+        out = tmp_path / str(size)
+        simple.main(tiny(data, out, micro_batch_size=size, steps=3, optimizer=optimizer))
+        weights.append(GPT.from_run(out).state_dict())
+    for name, tensor in weights[0].items():
+        for other in weights[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-3)
+
+
+def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
+    factors = [simple.learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert 0 < factors[99] < 0.001
+    assert simple.learning_rate_factor(0, 1, 0.05) == 1
+
+
+class TestExactResume:
+    """The weights after the last step do not depend on what happened on the way."""
+
+    @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+    def test_stopping_at_any_step(
+        self, data: Path, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tiny(data, tmp_path / "whole", optimizer=optimizer, dropout=0.2)
+        assert simple.main(config)
+        step = simple.Trainer.step
+
+        def step_then_ctrl_c(trainer: simple.Trainer) -> float:
+            loss = step(trainer)
+            os.kill(os.getpid(), signal.SIGINT)
+            return loss
+
+        stopped = dataclasses.replace(config, out=tmp_path / "stopped")
+        monkeypatch.setattr(simple.Trainer, "step", step_then_ctrl_c)
+        assert [simple.main(stopped) for _ in range(12)] == [False] * 11 + [True]
+        assert sha256(stopped.out / "model.safetensors") == sha256(config.out / "model.safetensors")
+        assert [line["step"] for line in read_metrics(stopped.out)] == [5, 10, 12]
+
+    def test_with_bfloat16_and_compiled(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = tiny(data, tmp_path / "whole", precision="bfloat16", compile="on", dropout=0.1, steps=8)
+        assert simple.main(config)
+        step = simple.Trainer.step
+
+        def stop_at_three(trainer: simple.Trainer) -> float:
+            if trainer.steps == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(trainer)
+
+        stopped = dataclasses.replace(config, out=tmp_path / "stopped")
+        monkeypatch.setattr(simple.Trainer, "step", stop_at_three)
+        assert not simple.main(stopped)
+        monkeypatch.setattr(simple.Trainer, "step", step)
+        assert simple.main(stopped)
+        assert sha256(stopped.out / "model.safetensors") == sha256(config.out / "model.safetensors")
+
+    @pytest.mark.slow
+    def test_kill_at_twenty_random_moments(self, data: Path, tmp_path: Path, rng: random.Random) -> None:
+        """SIGKILL while it starts, steps and writes: with a checkpoint each step, many moments are in a write."""
+        changes = {"steps": 400, "checkpoint_every": 1, "eval_every": 100, "dropout": 0.1}
+        assert simple.main(tiny(data, tmp_path / "whole", **changes))
+        killed, in_a_write = tmp_path / "killed", 0
+        command = [sys.executable, "-c", TRAIN, data, killed, json.dumps(changes)]
+        for kill in range(20):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            before = newest(killed)
+            deadline = time.monotonic() + 60
+            # half of the kills wait for the first new checkpoint, so that the run gets on; others come anywhere
+            while kill % 2 and newest(killed) == before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5) if kill % 2 else rng.uniform(0, 5))
+            process.kill()
+            process.communicate()
+            in_a_write += bool(list((killed / "train_state").glob(".*.tmp")))
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert in_a_write, "no kill fell into a checkpoint write: the test wants more of them"
+        assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+        steps = [line["step"] for line in read_metrics(killed)]
+        assert steps == sorted(set(steps))
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from pretraining import simple
+from tests.conftest import tiny
+sys.exit(not simple.main(tiny(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))))
+"""
+
+
+def newest(run: Path) -> str:
+    return max((path.name for path in (run / "train_state").glob("step_*")), default="")
+
+
+def test_a_second_ctrl_c_stops_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt_twice(trainer: simple.Trainer) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on after the second")
+
+    monkeypatch.setattr(simple.Trainer, "step", interrupt_twice)
+    with pytest.raises(KeyboardInterrupt):
+        simple.main(tiny(data, tmp_path / "run"))
+    assert isinstance(GPT.from_run(tmp_path / "run"), GPT)  # the checkpoint from before the first step
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_nan_stops_with_the_last_good_checkpoint_intact(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    forward = GPT.forward
+
+    def broken(model: GPT, *args: object, **kwargs: object) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, loss = forward(model, *args, **kwargs)
+        broken.calls += model.training
+        if loss is not None and broken.calls > 6:
+            # not a number, or finite with an infinite slope
+            loss = loss * math.nan if what == "loss" else loss.detach() + (loss - loss.detach()).sqrt()
+        return logits, loss
+
+    broken.calls = 0
+    monkeypatch.setattr(GPT, "forward", broken)
+    with pytest.raises(InputError, match=r"at step 7: the last checkpoint is intact; try a lower --lr"):
+        simple.main(tiny(data, tmp_path / "run"))
+    monkeypatch.undo()
+    weights = GPT.from_run(tmp_path / "run").state_dict()
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert newest(tmp_path / "run") == "step_000004"
+
+
+class TestRunDirectories:
+    def test_a_finished_run_is_left_as_it_is(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        before = sha256(run / "model.safetensors")
+        assert simple.main(tiny(data, run, snapshot_every=6))
+        assert sha256(run / "model.safetensors") == before
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"n_layers": 3}, "holds a run with n_layers 2, not 3"),
+            ({"steps": 13}, "holds a run with steps 12, not 13"),
+            ({"precision": "bfloat16"}, "holds a run with precision float32, not bfloat16"),
+        ],
+    )
+    def test_other_settings_are_another_run(
+        self, data: Path, finished_run: Path, changes: dict[str, object], message: str
+    ) -> None:
+        before = sha256(finished_run / "model.safetensors")
+        with pytest.raises(InputError, match=message):
+            simple.main(tiny(data, finished_run, **{"snapshot_every": 6, **changes}))
+        assert sha256(finished_run / "model.safetensors") == before
+
+    def test_what_was_auto_stays_what_it_became(self, data: Path, finished_run: Path) -> None:
+        auto = {"precision": "auto", "compile": "auto", "device": "auto"}
+        config, _, _ = open_run(tiny(data, finished_run, snapshot_every=6, **auto))
+        assert (config.precision, config.compile, config.device) == ("float32", "off", "cpu")
+
+    def test_fresh_starts_over(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        assert simple.main(tiny(data, run, fresh=True, steps=2))
+        assert [line["step"] for line in read_metrics(run)] == [2]
+
+    def test_a_folder_that_is_no_run_is_left_alone(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "thesis.txt").write_text("precious")
+        for fresh in (False, True):
+            with pytest.raises(InputError, match="is not a run directory"):
+                simple.main(tiny(data, tmp_path, fresh=fresh))
+        assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+    def test_a_kill_before_the_first_checkpoint(self, data: Path, tmp_path: Path) -> None:
+        open_run(tiny(data, tmp_path / "run"))
+        assert simple.main(tiny(data, tmp_path / "run"))
+
+
+class TestBadData:
+    def test_no_shards(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"holds no train_\*\.bin"):
+            simple.main(tiny(tmp_path, tmp_path / "run"))
+        assert not (tmp_path / "run").exists()
+
+    def test_shorter_than_one_block(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"val tokens in a row, fewer than the 30,001 of one block"):
+            simple.main(tiny(data, tmp_path / "run", context_length=30_000))
+        assert not (tmp_path / "run").exists()
+
+    def test_without_a_tokenizer(self, data: Path, tmp_path: Path) -> None:
+        shutil.copytree(data, tmp_path / "data")
+        (tmp_path / "data" / "bpe.json").unlink()
+        with pytest.raises(InputError, match=r"has no tokenizer, bpe\.json"):
+            simple.main(tiny(tmp_path / "data", tmp_path / "run"))
+
+    def test_tokens_beyond_the_vocabulary(self, data: Path, tmp_path: Path) -> None:
+        shutil.copytree(data, tmp_path / "data")
+        tokens = torch.full((500,), 600).numpy().astype("uint16")
+        write_shard(tmp_path / "data" / "train_000001.bin", tokens)
+        with pytest.raises(InputError, match="holds the token 600 but its tokenizer has only 512"):
+            simple.main(tiny(tmp_path / "data", tmp_path / "run"))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"micro_batch_size": 3}, "must divide batch_size 4, got 3"),
+            ({"n_heads": 5}, "n_heads must divide d_model, got 5 heads for width 32"),
+        ],
+    )
+    def test_impossible_settings(self, data: Path, tmp_path: Path, changes: dict[str, int], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            simple.main(tiny(data, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
