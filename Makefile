@@ -27,7 +27,8 @@ lint: $(EVERYTHING)  ## check style and format
 	$(BIN)/ruff format --check .
 
 notebooks: $(EVERYTHING)  ## execute every notebook and store its outputs
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute */[0-9]*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
+		--ExecutePreprocessor.record_timing=False --coalesce-streams */[0-9]*.ipynb
 
 notebook: $(EVERYTHING)  ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab

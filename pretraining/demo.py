@@ -58,6 +58,13 @@ def main(config: Config) -> dict[str, Any] | None:
         shutil.rmtree(data, ignore_errors=True)
         tokenizer_file.unlink(missing_ok=True)
 
+    results_file = config.out / "results.json"
+    if results_file.exists():
+        results = json.loads(results_file.read_bytes())
+        if (results["steps"], results["seed"]) == (config.steps, config.seed):
+            print(summary(results, config.out))
+            return results
+
     if not tokenizer_file.exists():
         log.info("1/4  learning a tokenizer from Jane Austen's novels")
         train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=tokenizer_file))
@@ -71,14 +78,10 @@ def main(config: Config) -> dict[str, Any] | None:
     log.info("3/4  training")
     if not simple.main(training):
         return None
-    results_file = config.out / "results.json"
-    if results_file.exists():
-        results = json.loads(results_file.read_bytes())
-    else:
-        log.info("4/4  scoring the held-out text, and writing some")
-        results = measure(config.out, data)
-        with write_atomically(results_file) as file:
-            file.write(json.dumps(results, indent=1).encode())
+    log.info("4/4  scoring the held-out text, and writing some")
+    results = measure(config.out, data)
+    with write_atomically(results_file) as file:
+        file.write(json.dumps(results, indent=1).encode())
     print(summary(results, config.out))
     return results
 

@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 from pretraining import simple
-from pretraining.config import Config
+from tests.tiny_run import tiny
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
-
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:
@@ -38,16 +35,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, persuasion: str) -> Path:
     train_tokenizer.main(train_tokenizer.Config(text=folder / "text", vocab_size=512, out=tokenizer))
     prepare.main(prepare.Config(text=folder / "text", tokenizer=tokenizer, out=folder / "shards"))
     return folder / "shards"
-
-
-def tiny(data: Path, out: Path, **changes: object) -> Config:
-    """Settings of a run that takes a second or two."""
-    settings = {
-        "context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 2, "steps": 12, "batch_size": 4,
-        "precision": "float32", "compile": "off", "device": "cpu", "eval_every": 5, "eval_blocks": 8,
-        "checkpoint_every": 4,
-    }  # fmt: skip
-    return Config(data=data, out=out, **{**settings, **changes})
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from gpt_model import GPT
 from pretraining import simple
 from pretraining.metrics import read_metrics
 from pretraining.runs import open_run
-from tests.conftest import tiny
+from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 from working_with_text_data.shards import write_shard
 
@@ -110,7 +110,7 @@ class TestExactResume:
     @pytest.mark.slow
     def test_kill_at_twenty_random_moments(self, data: Path, tmp_path: Path, rng: random.Random) -> None:
         """SIGKILL while it starts, steps and writes: with a checkpoint each step, many moments are in a write."""
-        changes = {"steps": 400, "checkpoint_every": 1, "eval_every": 100, "dropout": 0.1}
+        changes = {"steps": 200, "checkpoint_every": 1, "eval_every": 50, "dropout": 0.1}
         assert simple.main(tiny(data, tmp_path / "whole", **changes))
         killed, in_a_write = tmp_path / "killed", 0
         command = [sys.executable, "-c", TRAIN, data, killed, json.dumps(changes)]
@@ -121,7 +121,7 @@ class TestExactResume:
             # half of the kills wait for the first new checkpoint, so that the run gets on; others come anywhere
             while kill % 2 and newest(killed) == before and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.5) if kill % 2 else rng.uniform(0, 5))
+            time.sleep(rng.uniform(0, 0.3) if kill % 2 else rng.uniform(0, 4))
             process.kill()
             process.communicate()
             in_a_write += bool(list((killed / "train_state").glob(".*.tmp")))
@@ -136,7 +136,7 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 from pretraining import simple
-from tests.conftest import tiny
+from tests.tiny_run import tiny
 sys.exit(not simple.main(tiny(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))))
 """
 

@@ -1,0 +1,57 @@
+"""Every notebook runs from top to bottom as it is, and is committed as it ran."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
+
+
+def cells(path: Path, kind: str) -> list[dict[str, Any]]:
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind and "".join(cell["source"]).strip()]
+
+
+def ids(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def test_there_are_notebooks() -> None:
+    assert len(NOTEBOOKS) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", tmp_path]
+    started = time.monotonic()
+    result = subprocess.run([*command, path], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    print(f"{ids(path)}: {time.monotonic() - started:.0f} s")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_is_committed_with_its_outputs(path: Path) -> None:
+    code = cells(path, "code")
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run it in one go"
+    for cell in code:
+        for output in cell["outputs"]:
+            assert output["output_type"] != "error"
+            assert output.get("name") != "stderr", "".join(output["text"])
+            text = "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
+            assert text.count("\n") <= 40, "an output nobody will read"
+            for folder in (ROOT, Path.home(), Path("/tmp")):
+                assert f"{folder}/" not in text, "a path of one machine"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_is_prose_first(path: Path) -> None:
+    code = cells(path, "code")
+    assert len(cells(path, "markdown")) >= len(code)
+    assert max("".join(cell["source"]).count("\n") for cell in code) < 25, "a wall of code belongs in a module"

@@ -1,0 +1,221 @@
+"""The README keeps its word: its commands run, and its numbers are those of committed measurements.
+
+Run as a script it prints the measured passages, to be pasted after measuring anew.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = [ROOT, *(ROOT / name for name in ("working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining"))]
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / name).read_bytes())
+
+
+def summary_passage() -> str:
+    """What `make demo` prints in the end, without the advice after it."""
+    from pretraining.demo import summary
+
+    printed = summary(results("pretraining/results/demo.json")["runs"][0], Path("runs/demo"))
+    return f"```text\n{printed.strip().split(chr(10) + chr(10) + 'Next:')[0]}\n```"
+
+
+def demo_passage() -> str:
+    demo = results("pretraining/results/demo.json")
+    machine, runs = demo["machine"], demo["runs"]
+    seconds = [run["training_seconds"] for run in runs]
+    xz = runs[0]["compressors"]["xz"]
+    bits = ", ".join(f"{run['bits_per_byte']:.3f}" for run in runs)
+    return (
+        f"Three demos with different seeds reached {bits} bits per byte,\nwhere xz needs {xz['alone']:.2f} alone and {xz['given_training_text']:.2f} when given all the training "
+        f"text. Training took {min(seconds):.0f} to {max(seconds):.0f} s,\ncompilation and evaluation included; the whole "
+        f"command {max(run['demo_seconds'] for run in runs):.0f} s at most. ({machine['cores']} cores of a "
+        f"{machine['cpu']}, PyTorch {machine['torch']}.)"
+    )
+
+
+def speed_passage() -> str:
+    speed, optimizers = results("pretraining/results/speed.json"), results("pretraining/results/optimizers.json")
+    lines = ["| the demo's training, one thing changed | tokens/s | of the demo's |", "| --- | ---: | ---: |"]
+    for name, tokens in speed["tokens_per_second"].items():
+        lines.append(f"| {name} | {tokens:,} | {speed['share_of_the_demos'][name]:.2f} |")
+    lines += ["", f"| optimizer, {optimizers['steps']} steps | bits per byte | seconds |", "| --- | ---: | ---: |"]
+    for name, row in optimizers["rows"].items():
+        lines.append(f"| {name} | {row['bits_per_byte']:.3f} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def fresh_machine_passage() -> str:
+    fresh = results("results/fresh_machine.json")
+    return (
+        f"`make demo` downloads {fresh['demo_download_mb']:,} MB of packages, `make test` "
+        f"{fresh['test_download_mb']:,} MB, with PyTorch's CPU build.\nSetting up took {fresh['demo_setup_seconds']} s and "
+        f"{fresh['test_setup_seconds']} s here; the tests took {fresh['test_minutes']} minutes on {fresh['cores']} cores."
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "passage"),
+    [
+        ("README.md", summary_passage),
+        ("README.md", demo_passage),
+        ("README.md", fresh_machine_passage),
+        ("pretraining/README.md", speed_passage),
+    ],
+)
+def test_numbers_are_those_measured(file: str, passage: Any) -> None:
+    assert passage() in (ROOT / file).read_text(encoding="utf-8"), f"should hold:\n{passage()}"
+
+
+def commands(readme: Path) -> list[str]:
+    """The lines of the shell blocks of a README."""
+    blocks = re.findall(r"```sh\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+# How each command is run here; a command of a README that is not in this table fails a test.
+FRESH_CLONE = {"python3 -m venv", ".venv/bin/pip", ".venv/bin/python -m pretraining.demo"}
+IN_PLACE = {  # what to append, so that it is done in seconds
+    "python -m working_with_text_data.train_tokenizer": "--vocab-size 300",
+    "python -m working_with_text_data.prepare": "",
+    "python -m pretraining.simple --data": "--steps 2 --compile off --d-model 32 --context-length 32",
+    "python -m pretraining.evaluate": "",
+    "python -m gpt_model.generate --run runs/mine": "--max-new-tokens 5",
+    "python -m pretraining.simple --help": "",
+}
+ELSEWHERE = {
+    "make demo": "test_a_fresh_clone_with_make",
+    "make lint": "test_layering.py::test_style runs the same",
+    "make notebook": "test_make_lists_its_targets: it opens a browser",
+    "make notebooks": "test_notebooks.py runs the same",
+    "make test": "excepted: this is it",
+    "make clean": "test_a_fresh_clone_with_make",
+    "PIP_EXTRA_INDEX_URL=": "needs a host that is no package registry of the test machine's",
+    "python -m pretraining.benchmark": "half an hour: its result files are compared instead",
+    "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone_without_make",
+}
+
+
+@pytest.mark.parametrize("readme", [folder / "README.md" for folder in CHAPTERS], ids=lambda p: p.parent.name)
+def test_every_command_is_run_by_a_test(readme: Path) -> None:
+    for command in commands(readme):
+        assert any(command.startswith(known) for known in [*FRESH_CLONE, *IN_PLACE, *ELSEWHERE]), command
+
+
+@pytest.mark.slow
+def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> None:
+    """In order, in a folder of their own, with my_text.txt as the README has it."""
+    (tmp_path / "my_text.txt").write_text(persuasion[:80_000], encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    lines = [line for line in commands(ROOT / "README.md") if any(line.startswith(known) for known in IN_PLACE)]
+    assert len(lines) >= 5
+    for line in lines:
+        extra = next(extra for known, extra in IN_PLACE.items() if line.startswith(known))
+        result = subprocess.run(
+            f"{line} {extra}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
+        assert result.stdout or result.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    for folder in CHAPTERS:
+        for target in re.findall(r"\]\((?!http|#)([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8")):
+            assert (folder / target).exists(), f"{folder.name}/README.md: {target}"
+
+
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, env={**environment, **variables}, capture_output=True, text=True, check=False
+    )
+
+
+def test_make_lists_its_targets() -> None:
+    listed = make(ROOT).stdout
+    for target in ("demo", "test", "lint", "notebooks", "notebook", "clean"):
+        assert f"make {target} " in listed
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a stranger gets: the files that git has, and no environment."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "clone" / name)
+    return tmp_path / "clone"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ('case "$1" in -V) echo Python 3.9.2;; *) exit 1;; esac', "error: Python 3.11 or newer is needed"),
+        ('case "$2" in *version_info*) exit 0;; *) exit 1;; esac', "cannot make virtual environments"),
+    ],
+)
+def test_an_unsuitable_python_is_named_in_one_line(clone: Path, script: str, message: str) -> None:
+    old = clone.parent / "python-for-this-test"
+    old.write_text(f"#!/bin/sh\n{script}\n")
+    old.chmod(0o755)
+    result = make(clone, "demo", f"PYTHON={old}")
+    assert result.returncode
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("make")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (clone / ".venv" / "ready").exists()
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_with_make(clone: Path) -> None:
+    """`make demo` sets up all it needs; the second call starts at once; the core has no test dependencies."""
+    first = make(clone, "demo", "ARGS=--steps 3")
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert "Bits per byte" in first.stdout
+    second = make(clone, "demo", "ARGS=--steps 3")
+    assert "setting up" not in second.stdout
+    assert first.stdout.endswith(second.stdout.split("--steps 3\n", 1)[1])
+    assert "going on" not in second.stderr
+    assert not list((clone / ".venv").glob("lib/python*/site-packages/pytest"))
+    # a change of the lock, and nothing else, installs anew
+    stamps = {path.name for path in (clone / ".venv").glob("core-*")}
+    with (clone / "requirements.lock").open("a") as file:
+        file.write("\n")
+    assert make(clone, "demo", "ARGS=--steps 3").returncode == 0
+    assert {path.name for path in (clone / ".venv").glob("core-*")} > stamps
+    assert make(clone, "clean").returncode == 0
+    assert not (clone / ".venv").exists()
+    assert (clone / "runs" / "demo" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_fresh_clone_without_make(clone: Path) -> None:
+    """The plain pip lines of the README, then the demo's model continues a prompt."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    lines = [line for line in commands(clone / "README.md") if line.startswith(("python3 -m venv", ".venv/bin/"))]
+    assert len(lines) == 4
+    generate = next(line for line in commands(clone / "README.md") if line.startswith("python -m gpt_model.generate"))
+    for line in [*lines[:-1], f"{lines[-1]} --steps 2", f".venv/bin/{generate} --max-new-tokens 4"]:
+        result = subprocess.run(
+            line, shell=True, cwd=clone, env=environment, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, f"{line}\n{result.stderr[-3000:]}"
+    assert result.stdout
+
+
+if __name__ == "__main__":
+    for passage in (summary_passage, demo_passage, fresh_machine_passage, speed_passage):
+        print(passage(), end="\n\n")
