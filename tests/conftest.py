@@ -11,6 +11,7 @@ from tests.tiny_run import tiny
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
 
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """A folder of real data, named by the variable TEST_DATA; tests that want it are skipped without."""

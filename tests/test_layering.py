@@ -68,10 +68,10 @@ def test_the_lock_pins_every_dependency() -> None:
 
 def test_importing_does_nothing() -> None:
     """No module downloads, writes, prints or starts anything when imported, and none needs tyro or a notebook."""
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name != "__init__.py"
-    ]
-    code = "import sys; sys.modules.update(dict.fromkeys(['tyro', 'transformers', 'tiktoken', 'matplotlib', 'IPython']))"
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.name != "__init__.py"]
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['tyro', 'transformers', 'tiktoken', 'matplotlib', 'IPython']))"
+    )
     code += "".join(f"; import {module}" for module in modules)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -79,5 +79,7 @@ def test_importing_does_nothing() -> None:
 
 def test_style() -> None:
     for arguments in (["check"], ["format", "--check"]):
-        result = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], capture_output=True, text=True, cwd=ROOT)
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, "."], capture_output=True, text=True, cwd=ROOT
+        )
         assert result.returncode == 0, result.stdout

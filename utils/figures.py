@@ -1,6 +1,6 @@
 """One look for all figures, readable on light pages and dark ones: a transparent ground and mid tones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from utils.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Tones with at least 3:1 contrast against both white and near-black (WCAG 2.1's bound for graphics).
@@ -66,6 +67,32 @@ def save_svg(drawing: "Figure", path: Path) -> None:
     """Write a figure as SVG, without the date, so that the same data gives the same bytes."""
     with write_atomically(path) as file:
         drawing.savefig(file, format="svg", metadata={"Date": None})
+
+
+def draw_boxes(
+    axes: "Axes", y: float, labels: Iterable[str], widths: Iterable[float], colors: Iterable[str | None]
+) -> None:
+    """Draw a row of labelled boxes from x = 0 on, such as the tokens of a text.
+
+    Args:
+        axes: where; its frame is taken away.
+        y: height of the row's middle; a row is about 0.7 high.
+        labels: what stands in each box; a space is drawn as ␣, a line break as ↵.
+        widths: of each box.
+        colors: of each box; None draws only an outline.
+    """
+    from matplotlib.patches import FancyBboxPatch
+
+    x = 0.0
+    for label, width, color in zip(labels, widths, colors, strict=True):
+        box = FancyBboxPatch((x + 0.08, y - 0.36), width - 0.16, 0.72, "round,pad=0,rounding_size=0.15")
+        axes.add_patch(box).set(facecolor=color or "none", edgecolor=color or INK)
+        text = axes.text(x + width / 2, y, label.replace(" ", "␣").replace("\n", "↵"))
+        text.set(color="white" if color else INK, family=["DejaVu Sans Mono", "DejaVu Sans"])
+        text.set(ha="center", va="center_baseline")
+        x += width
+    axes.set(xlim=(0, max(x, axes.get_xlim()[1])), xticks=[], yticks=[])
+    axes.axis("off")
 
 
 def use_style() -> None:

@@ -28,9 +28,19 @@ def test_without_a_compiler_there_is_one_warning_and_no_compilation(tmp_path: Pa
         "import logging; logging.basicConfig(format='%(message)s'); from utils.hardware import compiler_works;"
         "print(compiler_works('cpu'), compiler_works('cpu'))"
     )
-    environment = {**os.environ, "CXX": "no-such-compiler", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "CXX": "no-such-compiler",
+        "PATH": "/nowhere",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT, check=True
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=True,
     )
     assert result.stdout == "False False\n"
     assert result.stderr.count("torch.compile does not work here") == 1

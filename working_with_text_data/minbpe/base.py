@@ -189,7 +189,7 @@ class Tokenizer(ABC):
     @property
     def vocab_size(self) -> int:
         """All tokens: bytes, merges and special ones. Every id is below it."""
-        return max(self.vocab) + 1
+        return self._vocab_size
 
     @property
     def array_dtype(self) -> type[np.unsignedinteger[Any]]:
@@ -203,6 +203,7 @@ class Tokenizer(ABC):
             if special not in self.special_tokens:
                 self.special_tokens[special] = self.vocab_size
                 self.vocab[self.vocab_size] = special.encode("utf-8")
+                self._vocab_size += 1
 
     def _rebuild(self) -> None:
         """Derive the bytes of each token from the merges, after these have changed."""
@@ -211,6 +212,7 @@ class Tokenizer(ABC):
             self.vocab[new_id] = self.vocab[first] + self.vocab[second]
         for special, i in self.special_tokens.items():
             self.vocab[i] = special.encode("utf-8")
+        self._vocab_size = max(self.vocab) + 1
 
     def _learn(self, pieces: dict[bytes, int], vocab_size: int, progress: bool) -> None:
         from working_with_text_data.minbpe.trainer import learn_merges

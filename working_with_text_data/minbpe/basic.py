@@ -1,7 +1,7 @@
 """The simplest byte-pair tokenizer: merges run over the raw bytes of the whole text.
 
-Nothing keeps a token from spanning words: trained on English it soon learns tokens such as "e t" and
-", and the ", which waste vocabulary on the same word in many surroundings. `regex.py` mends that.
+Nothing keeps a token from spanning words: trained on English it learns "of the ", "to the " and "in the "
+beside "the ", and spends its vocabulary on the same word in many surroundings. `regex.py` mends that.
 """
 
 from collections import Counter
