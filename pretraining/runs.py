@@ -18,7 +18,8 @@ from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
 
-NOT_THE_RUN = {"data", "out", "fresh", "checkpoint_every"}  # may differ without making it another run
+# may differ without making it another run
+NOT_THE_RUN = {"data", "out", "fresh", "eval_every", "eval_blocks", "checkpoint_every", "snapshot_every", "kernel"}
 WORTH_COMPILING = 200  # steps; below it, compiling takes longer than it saves
 
 
@@ -108,11 +109,10 @@ def _continued(config: Config, model_config: GPTConfig, data: dict[str, BlockDat
     stored = read_config(config.out)
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
     there = {**stored["training"], **stored["model"]}
-    for name in sorted(wanted.keys() - NOT_THE_RUN - {"kernel"}):
+    for name in sorted(wanted.keys() - NOT_THE_RUN):
         if wanted[name] not in (there.get(name), "auto"):
             raise InputError(
                 f"{config.out} holds a run with {name} {there.get(name)}, not {wanted[name]}: "
                 "choose another --out, or give --fresh to delete it and start over"
             )
-    settled = {name: there.get(name, "off") for name in ("device", "precision", "compile")}
-    return replace(config, **settled)
+    return replace(config, **{name: there[name] for name in ("device", "precision", "compile")})

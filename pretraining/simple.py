@@ -26,7 +26,7 @@ from pretraining.metrics import append_metrics, draw_loss, forget_metrics_after
 from pretraining.optimizers import make_optimizers
 from pretraining.runs import open_run
 from utils.files import InputError
-from utils.hardware import keep_freed_memory, pick_device
+from utils.hardware import compiler_works, keep_freed_memory, pick_device
 from utils.interrupt import StopRequest, stop_on_signal
 from working_with_text_data.dataset import BatchStream, BlockDataset
 
@@ -52,7 +52,8 @@ class Trainer:
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
         self.model = GPT(model_config).to(self.device)
-        self.forward = torch.compile(self.model) if config.compile == "on" else self.model
+        compiled = config.compile == "on" and compiler_works(self.device.type)
+        self.forward = torch.compile(self.model) if compiled else self.model
         self.optimizers = make_optimizers(
             self.model,
             config.optimizer,
