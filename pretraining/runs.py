@@ -48,15 +48,17 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
         delete_run(config.out)
     if (config.out / "config.json").exists():
         config = _continued(config, model_config, data)
-    elif config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+    elif config.out.exists() and not _is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
     else:
         config = _settled(config)
-        config.out.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(config.out / "bpe.json")
         stored = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
-        with write_atomically(config.out / "config.json") as file:  # last: with it the directory is a run
+        with write_atomically(config.out / "config.json") as file:
             file.write(json.dumps(stored, indent=1).encode())
+    if not (config.out / "bpe.json").exists():
+        tokenizer.save(config.out / "bpe.json")
+    elif (config.out / "bpe.json").read_bytes() != (config.data / "bpe.json").read_bytes():
+        raise InputError(f"{config.out} and {config.data} have different tokenizers: choose another --out or --data")
     return config, model_config, data
 
 
@@ -68,9 +70,15 @@ def delete_run(path: Path) -> None:
     """
     if not path.exists():
         return
-    if not (path / "config.json").exists() and not (path.is_dir() and not any(path.iterdir())):
+    # other programs have a config.json too; none has a tokenizer of ours beside it
+    if not ((path / "config.json").exists() and (path / "bpe.json").exists()) and not _is_empty(path):
         raise InputError(f"{path} is not a run directory, so it is not deleted: choose another --out")
     shutil.rmtree(path)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether there is nothing in a folder but what a killed write may have left."""
+    return path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _tokenizer_of(folder: Path, data: dict[str, BlockDataset]) -> Tokenizer:

@@ -223,8 +223,26 @@ class TestRunDirectories:
                 simple.main(tiny(data, tmp_path, fresh=fresh))
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
+    def test_another_programs_config_is_not_deleted(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"]}')
+        with pytest.raises(InputError, match="is not a run directory, so it is not deleted"):
+            simple.main(tiny(data, tmp_path, fresh=True))
+        with pytest.raises(InputError, match=r"config\.json is damaged"):
+            simple.main(tiny(data, tmp_path))
+        assert (tmp_path / "config.json").exists()
+
+    def test_data_of_another_tokenizer(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
+        shutil.copytree(data, tmp_path / "data")
+        file = tmp_path / "data" / "bpe.json"
+        file.write_bytes(file.read_bytes() + b"\n")
+        with pytest.raises(InputError, match="have different tokenizers"):
+            simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
+
     def test_a_kill_before_the_first_checkpoint(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".config.json.1.tmp").write_text("half")
         open_run(tiny(data, tmp_path / "run"))
+        (tmp_path / "run" / "bpe.json").unlink()
         assert simple.main(tiny(data, tmp_path / "run"))
 
 
