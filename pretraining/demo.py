@@ -8,6 +8,7 @@ resumes after an interruption.
 import json
 import logging
 import shutil
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def summary(results: dict[str, Any], run: Path) -> str:
     """The results as text for a terminal."""
     lines = ["", f"The same prompt, continued along the way:  {results['prompt']}", ""]
     for step, text in results["samples"].items():
-        lines.append(f"  step {step:>5}  ...{' '.join(text.split())}")
+        # an untrained model writes control characters too, which a terminal would obey
+        shown = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+        lines += textwrap.wrap(f"step {step:>5}  ... {shown}", 110, initial_indent="  ", subsequent_indent=" " * 18)
     rows = [("this model", results["bits_per_byte"], None)]
     rows += [(name, bits["alone"], bits["given_training_text"]) for name, bits in results["compressors"].items()]
     lines += ["", "Bits per byte of text it has never seen (less is better):", ""]

@@ -42,7 +42,7 @@ def test_interrupt_resume_show_and_start_over(tmp_path: Path) -> None:
     assert f"{out}: going on after step" in stderr
     results = json.loads((out / "results.json").read_bytes())
     for expected in (
-        "The same prompt, continued along the way", f"step {8:>5}  ...", "Bits per byte",
+        "The same prompt, continued along the way", f"step {8:>5}  ... ", "Bits per byte",
         f"{results['bits_per_byte']:.3f}",
         "gzip", "bzip2", "xz", "validation loss", "4,240,896", "tokens/s", f"saved             {out}/", "Next:",
     ):  # fmt: skip
