@@ -8,6 +8,7 @@ resumes after an interruption.
 import json
 import logging
 import shutil
+import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,6 +149,8 @@ def summary(results: dict[str, Any], run: Path) -> str:
             lines.append(f"  {name:12}{'':>8}{alone:>26.3f}")
         else:
             lines.append(f"  {name:12}{alone:>8.3f}{given:>26.3f}")
+    in_venv = Path(sys.prefix) == Path.cwd() / ".venv"
+    python = ".venv/bin/python" if in_venv else "python"
     lines += [
         "",
         f"  validation loss   {results['validation_loss']:.3f} nats a token",
@@ -157,9 +160,9 @@ def summary(results: dict[str, Any], run: Path) -> str:
         f"  saved             {run}/: model.safetensors, bpe.json, snapshots/, metrics.jsonl, loss.svg, results.json",
         "",
         "Next:",
-        f'  python -m gpt_model.generate --run {run} --prompt "Emma was"       let it write',
-        "  python -m pretraining.simple --help                                  train on your own text",
-        "  make notebook                                                        see how each part works",
+        f'  {python} -m gpt_model.generate --run {run} --prompt "Emma was"  # let it write',
+        f"  {python} -m pretraining.simple --help  # train on your own text",
+        "  make notebook  # see how each part works",
     ]
     return "\n".join(lines)
 
