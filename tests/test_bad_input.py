@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.checkpoint import list_checkpoints
 from utils.files import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -96,8 +95,7 @@ def test_a_truncated_shard(data: Path, tmp_path: Path) -> None:
 
 
 def test_corrupted_checkpoints(data: Path, copy: Path) -> None:
-    for folder in list_checkpoints(copy):
-        weights = folder / "model.safetensors"
+    for weights in [*copy.glob("train_state/*/model.safetensors"), copy / "model.safetensors"]:
         weights.write_bytes(weights.read_bytes()[:1000])
     line = error(TRAIN, "--data", data, "--out", copy, "--snapshot-every", 6, *TINY)
     assert line == f"error: every checkpoint in {copy / 'train_state'} is damaged: start over with --fresh"
@@ -137,7 +135,8 @@ def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> Non
     config.write_text(config.read_text().replace('"steps": 12', '"steps": 14'))  # two more steps are to be saved
     command = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14, "--d-model", 16]
     line = error(*command, limit=limit)
-    assert "File too large" in line
+    # torch's writer of the training state does not say why
+    assert "File too large" in line or "the disk took only a part of the file" in line
     assert contents(tmp_path / "run" / "train_state") == before
     assert run(GENERATE, "--run", tmp_path / "run", "--max-new-tokens", 3).returncode == 0
     assert run(*command).returncode == 0  # with room again, it goes on
