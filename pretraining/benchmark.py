@@ -45,9 +45,9 @@ SPEED_CASES: dict[str, dict[str, Any]] = {
 }
 OPTIMIZER_CASES: dict[str, dict[str, Any]] = {
     "Muon, AdamW for the rest": {},
+    "AdamW, learning rate 0.0005": {"optimizer": "adamw", "lr": 5e-4},
     "AdamW, learning rate 0.001": {"optimizer": "adamw", "lr": 1e-3},
-    "AdamW, learning rate 0.003": {"optimizer": "adamw", "lr": 3e-3},
-    "AdamW, learning rate 0.006": {"optimizer": "adamw", "lr": 6e-3},
+    "AdamW, learning rate 0.002": {"optimizer": "adamw", "lr": 2e-3},
 }
 
 

@@ -43,7 +43,7 @@ class Config:
     """muon moves the matrices of the blocks by Muon and the rest by AdamW."""
     lr: float = 0.015
     """Peak learning rate of AdamW. With muon it moves embeddings and norms only, and may be high; where it
-    moves everything, 0.003 is a good start for a small model."""
+    moves everything, 0.001 is a good start for a small model."""
     matrix_lr: float = 0.02
     """Peak learning rate of Muon."""
     weight_decay: float = 0.0

@@ -23,6 +23,8 @@ from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 from working_with_text_data.shards import write_shard
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def test_writes_a_whole_run_directory(finished_run: Path, data: Path) -> None:
     assert {path.name for path in finished_run.iterdir()} >= {
@@ -115,7 +117,7 @@ class TestExactResume:
         killed, in_a_write = tmp_path / "killed", 0
         command = [sys.executable, "-c", TRAIN, data, killed, json.dumps(changes)]
         for kill in range(20):
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT)
             before = newest(killed)
             deadline = time.monotonic() + 60
             # half of the kills wait for the first new checkpoint, so that the run gets on; others come anywhere
@@ -125,7 +127,7 @@ class TestExactResume:
             process.kill()
             process.communicate()
             in_a_write += bool(list((killed / "train_state").glob(".*.tmp")))
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert subprocess.run(command, capture_output=True, cwd=ROOT, check=False).returncode == 0
         assert in_a_write, "no kill fell into a checkpoint write: the test wants more of them"
         assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
         steps = [line["step"] for line in read_metrics(killed)]
@@ -143,6 +145,19 @@ sys.exit(not simple.main(tiny(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads
 
 def newest(run: Path) -> str:
     return max((path.name for path in (run / "train_state").glob("step_*")), default="")
+
+
+def test_trains_without_a_compiler(data: Path, tmp_path: Path) -> None:
+    """Asked to compile where there is no C++ compiler, it warns once and goes on without."""
+    nothing = {"CXX": "no-such-compiler", "PATH": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    changes = json.dumps({"compile": "on", "steps": 3})
+    command = [sys.executable, "-W", "ignore", "-c", TRAIN, data, tmp_path / "run", changes]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **nothing}, check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stderr.count("torch.compile does not work here") == 1
+    assert isinstance(GPT.from_run(tmp_path / "run"), GPT)
 
 
 def test_a_second_ctrl_c_stops_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
