@@ -45,7 +45,8 @@ def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, 
     """
     folder = run / "train_state" / f"step_{step:06d}"
     unfinished = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # a killed process may have left one
+    for left_behind in folder.parent.glob(".step_*.tmp"):  # by a killed process
+        shutil.rmtree(left_behind)
     with _explained(folder):
         unfinished.mkdir(parents=True)
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -61,8 +62,10 @@ def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, 
         _publish(folder / WEIGHTS, run / WEIGHTS)
         if snapshot:
             _publish(folder / WEIGHTS, run / "snapshots" / f"step_{step:06d}.safetensors")
-    for old in list_checkpoints(run)[KEEP:]:
-        shutil.rmtree(old)
+    found = list_checkpoints(run)
+    # later ones were damaged, or this run would have begun from them
+    for useless in [*found[: found.index(folder)], *found[found.index(folder) + KEEP :]]:
+        shutil.rmtree(useless)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -66,6 +66,14 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(
     assert sha256(run / "model.safetensors") == sha256(list_checkpoints(run)[1] / "model.safetensors")
 
 
+def test_a_damaged_one_makes_room_for_sound_ones(run: Path, model: GPT) -> None:
+    save_checkpoint(run, 30, model, {})
+    (run / "train_state" / "step_000030" / "state.pt").write_bytes(b"")
+    load_checkpoint(run, model)  # goes back to step 3
+    save_checkpoint(run, 4, model, {})
+    assert [folder.name for folder in list_checkpoints(run)] == ["step_000004", "step_000003"]
+
+
 def test_all_damaged_is_an_error(run: Path, model: GPT) -> None:
     for folder in list_checkpoints(run):
         (folder / "state.pt").write_bytes(b"")
@@ -83,7 +91,7 @@ def test_a_run_without_checkpoints(tmp_path: Path, model: GPT) -> None:
 
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(run: Path, model: GPT) -> None:
-    unfinished = run / "train_state" / ".step_000004.tmp"
+    unfinished = run / "train_state" / ".step_000099.tmp"
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"half")
     state = load_checkpoint(run, model)

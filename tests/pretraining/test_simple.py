@@ -112,7 +112,7 @@ class TestExactResume:
     @pytest.mark.slow
     def test_kill_at_twenty_random_moments(self, data: Path, tmp_path: Path, rng: random.Random) -> None:
         """SIGKILL while it starts, steps and writes: with a checkpoint each step, many moments are in a write."""
-        changes = {"steps": 200, "checkpoint_every": 1, "eval_every": 50, "dropout": 0.1}
+        changes = {"steps": 600, "checkpoint_every": 1, "eval_every": 100, "dropout": 0.1}
         assert simple.main(tiny(data, tmp_path / "whole", **changes))
         killed, in_a_write = tmp_path / "killed", 0
         command = [sys.executable, "-c", TRAIN, data, killed, json.dumps(changes)]
@@ -123,7 +123,8 @@ class TestExactResume:
             # half of the kills wait for the first new checkpoint, so that the run gets on; others come anywhere
             while kill % 2 and newest(killed) == before and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3) if kill % 2 else rng.uniform(0, 4))
+            time.sleep(rng.uniform(0, 0.3) if kill % 2 else rng.uniform(0, 1.5))
+            assert process.poll() is None, "it ended before it could be killed"
             process.kill()
             process.communicate()
             in_a_write += bool(list((killed / "train_state").glob(".*.tmp")))
