@@ -134,7 +134,8 @@ def measure_optimizers(folder: Path) -> dict[str, Any]:
     rows = {}
     for name, changes in OPTIMIZER_CASES.items():
         config = replace(training, out=folder / name, steps=OPTIMIZER_STEPS, snapshot_every=None, **changes)
-        simple.main(config)
+        if not simple.main(config):
+            raise KeyboardInterrupt  # it was asked to stop: half a measurement is none
         model = simple.GPT.from_run(config.out)
         result = score(model, load_tokenizer(config.out), read_split(config.data, "val"))
         rows[name] = {"bits_per_byte": result.bits_per_byte, "validation_loss": result.loss}
