@@ -134,7 +134,9 @@ class GPT(nn.Module):
         logits_BTV = F.linear(x_BTC, self.token_embedding.weight)
         if targets_BT is None:
             return logits_BTV, None
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=-100)
+        # float16 and bfloat16 are too coarse for a sum over the vocabulary; float64 stays as it is
+        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100)
         return logits_BTV, loss
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:

@@ -133,13 +133,17 @@ def _text(tokenizer: Any, data: Path, split: str) -> bytes:
     return tokenizer.decode_bytes(tokens[tokens != tokenizer.special_tokens[train_tokenizer.END_OF_TEXT]].tolist())
 
 
+def one_line(text: str) -> str:
+    """A text on one line, and without the control characters that an untrained model writes: a terminal obeys them."""
+    return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
+
+
 def summary(results: dict[str, Any], run: Path) -> str:
     """The results as text for a terminal."""
     lines = ["", f"The same prompt, continued along the way:  {results['prompt']}", ""]
     for step, text in results["samples"].items():
-        # an untrained model writes control characters too, which a terminal would obey
-        shown = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
-        lines += textwrap.wrap(f"step {step:>5}  ... {shown}", 110, initial_indent="  ", subsequent_indent=" " * 18)
+        line = f"step {step:>5}  ... {one_line(text)}"
+        lines += textwrap.wrap(line, 110, initial_indent="  ", subsequent_indent=" " * 18)
     rows = [("this model", results["bits_per_byte"], None)]
     rows += [(name, bits["alone"], bits["given_training_text"]) for name, bits in results["compressors"].items()]
     lines += ["", "Bits per byte of text it has never seen (less is better):", ""]
