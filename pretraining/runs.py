@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 # may differ without making it another run
 NOT_THE_RUN = {"data", "out", "fresh", "eval_every", "eval_blocks", "checkpoint_every", "snapshot_every", "kernel"}
 # Steps from which compiling saves more time than it takes. On two CPU cores it takes some 15 s and saves
-# a few hundredths of each step (results/speed.json); a GPU waits for Python much longer without it.
+# a tenth of each step or less (results/speed.json); a GPU waits for Python much longer without it.
 WORTH_COMPILING = {"cpu": 5000, "cuda": 200}
 
 

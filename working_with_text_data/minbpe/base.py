@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from itertools import pairwise
@@ -62,9 +63,8 @@ def merge_by_rank(ids: list[int], merges: dict[Pair, int]) -> list[int]:
     """Apply `merges` (pair -> the token it makes; lower tokens were learned earlier) to a piece of text."""
     if len(ids) > HEAP_LENGTH:
         return _merge_by_rank_long(ids, merges)
-    unknown = len(merges) + 256 + 1  # larger than any token a merge makes
     while len(ids) > 1:
-        pair = min(pairwise(ids), key=lambda pair: merges.get(pair, unknown))
+        pair = min(pairwise(ids), key=lambda pair: merges.get(pair, math.inf))
         if pair not in merges:
             break
         ids = merge(ids, pair, merges[pair])
