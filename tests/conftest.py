@@ -13,7 +13,7 @@ from working_with_text_data.text_files import CORPUS
 
 
 @pytest.fixture(scope="session")
-def test_data() -> Path:
+def real_data() -> Path:
     """A folder of real data, named by the variable TEST_DATA; tests that want it are skipped without."""
     if "TEST_DATA" not in os.environ:
         pytest.skip("TEST_DATA names no folder of test data")

@@ -28,10 +28,10 @@ def test_the_six_novels_are_there_as_their_readme_says() -> None:
         assert "Gutenberg" not in content.decode("utf-8")
 
 
-def test_novels_agree_with_an_independent_edition(test_data: Path) -> None:
+def test_novels_agree_with_an_independent_edition(real_data: Path) -> None:
     """Project Gutenberg's text of Emma has the same words, give or take an edition's spelling."""
     ours = re.findall(r"[a-z]+", (CORPUS / "emma.txt").read_text(encoding="utf-8").lower())
-    text = (test_data / "gutenberg" / "austen-emma.txt").read_text(encoding="utf-8")
+    text = (real_data / "gutenberg" / "austen-emma.txt").read_text(encoding="utf-8")
     theirs = re.findall(r"[a-z]+", text.split("*** START")[1].split("*** END")[0].lower())
     assert abs(len(ours) - len(theirs)) < 0.01 * len(theirs)
     runs = {tuple(theirs[i : i + 5]) for i in range(len(theirs))}
