@@ -7,15 +7,14 @@ beside "the ", and spends its vocabulary on the same word in many surroundings. 
 from collections import Counter
 from collections.abc import Iterable
 
-from working_with_text_data.minbpe.base import Tokenizer, documents, merge_by_rank
+from working_with_text_data.minbpe.base import Tokenizer, merge_by_rank
 
 
 class BasicTokenizer(Tokenizer):
     """Byte-pair encoding without splitting the text first."""
 
-    def train(self, text: str | Iterable[str], vocab_size: int, *, progress: bool = False) -> None:
-        pieces = Counter(document.encode("utf-8") for document in documents(text))
-        self._learn(pieces, vocab_size, progress)
+    def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
+        return Counter(document.encode("utf-8") for document in documents)  # nothing to share among workers
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        return merge_by_rank(list(text.encode("utf-8")), self.merges)
+    def _encode(self, text: str) -> list[int]:
+        return [self.ranks[token] for token in merge_by_rank(text.encode("utf-8"), self.ranks)]

@@ -7,63 +7,123 @@ The patterns want the third-party `regex` package: the standard library's `re` k
 of any script") and counts U+001C to U+001F as white space, which OpenAI's tokenizers do not.
 """
 
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import regex
 
 from utils.files import InputError
-from working_with_text_data.minbpe.base import Tokenizer, documents, merge_by_rank
+from working_with_text_data.minbpe.base import Normalization, Tokenizer, lone_surrogate, merge_by_rank
+from working_with_text_data.minbpe.counting import count_pieces
+from working_with_text_data.minbpe.unicode_classes import compile_pattern
+from working_with_text_data.minbpe.unit_encoder import UnitEncoder
+from working_with_text_data.minbpe.units import GPT2_CUTS, GPT4_CUTS
+
+if TYPE_CHECKING:
+    import tiktoken
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+# as tiktoken writes GPT-2's: the same pieces
+TIKTOKEN_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+CUTS = {GPT2_PATTERN: GPT2_CUTS, TIKTOKEN_GPT2_PATTERN: GPT2_CUTS, GPT4_PATTERN: GPT4_CUTS}
 CACHE_SIZE = 200_000  # distinct pieces whose ids are remembered; a novel has about 15,000
+LONGEST_CACHED = 64  # characters of a piece that is remembered
+SHORT = 4096  # characters of a text for which NumPy's overhead does not pay
 
 
 class RegexTokenizer(Tokenizer):
     """Byte-pair encoding of the pieces that `pattern` splits a text into.
 
     Args:
-        pattern: a regular expression whose matches cover every text; GPT-4's by default.
+        pattern: a regular expression whose matches cover every text; GPT-4's by default. Encoding is
+            several times as fast with the two patterns of this module as with any other.
+        normalization: see `Tokenizer`.
 
     Raises:
         InputError: if the pattern is not a regular expression.
     """
 
-    def __init__(self, pattern: str = GPT4_PATTERN) -> None:
+    def __init__(self, pattern: str = GPT4_PATTERN, normalization: Normalization | None = None) -> None:
         try:
-            self._split = regex.compile(pattern)
+            self._split = compile_pattern(pattern)
         except (regex.error, TypeError) as error:
             raise InputError(f"the splitting pattern {pattern!r} is not a regular expression: {error}") from error
         self.pattern = pattern
+        super().__init__(normalization)
+
+    def _set_ranks(self, ranks: dict[bytes, int]) -> None:
+        super()._set_ranks(ranks)
         self._cache: dict[str, list[int]] = {}
-        super().__init__()
+        self._units: UnitEncoder | None = None
 
-    def _rebuild(self) -> None:
-        super()._rebuild()
-        self._cache.clear()
+    def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
+        return count_pieces(documents, self._split, CUTS.get(self.pattern), workers)
 
-    def train(self, text: str | Iterable[str], vocab_size: int, *, progress: bool = False) -> None:
-        pieces: Counter[str] = Counter()
-        for document in documents(text):
-            pieces.update(self._split.findall(document))
-        self._learn({piece.encode("utf-8"): count for piece, count in pieces.items()}, vocab_size, progress)
+    def _encode(self, text: str) -> list[int]:
+        if self.pattern in CUTS and len(text) > SHORT:
+            return self._encode_units(text).tolist()
+        return self._encode_pieces(text)
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        cache = self._cache
+    def _encode_to_array(self, text: str) -> np.ndarray:
+        if self.pattern in CUTS and len(text) > SHORT:
+            return self._encode_units(text).astype(self.array_dtype, copy=False)
+        return super()._encode_to_array(text)
+
+    def _encode_units(self, text: str) -> np.ndarray:
+        """The same ids by another way, which looks each distinct unit up once: see `units.py`."""
+        if self._units is None:
+            self._units = UnitEncoder(CUTS[self.pattern], self._encode_pieces, largest_id=max(self.ranks.values()))
+        return self._units.encode(text.encode("utf-8"))
+
+    def parts(self, text: str, size: int) -> Iterator[str]:
+        if self.pattern not in CUTS or len(text) <= size:
+            yield text
+            return
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise lone_surrogate(text) from error
+        for part in CUTS[self.pattern].parts(data, size):
+            yield part.decode("utf-8")
+
+    def _encode_pieces(self, text: str) -> list[int]:
+        """The obvious way: split, then merge what is in neither vocabulary nor cache."""
+        ranks, cache = self.ranks, self._cache
         ids: list[int] = []
         for piece in self._split.findall(text):
-            piece_ids = cache.get(piece)
-            if piece_ids is None:
-                piece_ids = merge_by_rank(list(piece.encode("utf-8")), self.merges)
-                if len(cache) < CACHE_SIZE:
-                    cache[piece] = piece_ids
-            ids.extend(piece_ids)
+            known = cache.get(piece)
+            if known is None:
+                spelling = piece.encode("utf-8")
+                rank = ranks.get(spelling)
+                known = [ranks[part] for part in merge_by_rank(spelling, ranks)] if rank is None else [rank]
+                if len(piece) <= LONGEST_CACHED:
+                    if len(cache) >= CACHE_SIZE:
+                        cache.clear()
+                    cache[piece] = known
+            ids += known
         return ids
 
+    def to_tiktoken(self, name: str = "ours") -> "tiktoken.Encoding":
+        """A tiktoken encoding with the same ids.
+
+        Raises:
+            InputError: if this tokenizer normalises, which tiktoken does not.
+        """
+        from working_with_text_data.minbpe.interop import to_tiktoken
+
+        return to_tiktoken(self, name)
+
+    def to_huggingface(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and its settings: `transformers.AutoTokenizer.from_pretrained` reads the folder."""
+        from working_with_text_data.minbpe.interop import to_huggingface
+
+        to_huggingface(self, Path(folder))
+
     def settings(self) -> dict[str, Any]:
-        return {"pattern": self.pattern}
+        return {"pattern": self.pattern, **super().settings()}

@@ -23,19 +23,22 @@ GONE = -1  # a position merged into the one on its left
 BETWEEN = -2  # a position between two pieces: no pair includes it
 
 
-def learn_merges(pieces: Mapping[bytes, int], n_merges: int, *, progress: bool = False) -> dict[Pair, int]:
+def learn_merges(
+    pieces: Mapping[bytes, int], n_merges: int, *, min_frequency: int = 1, progress: bool = False
+) -> dict[Pair, int]:
     """The first `n_merges` merges, in order, each with the token it makes (256 and up).
 
     Args:
         pieces: how often each piece of text occurs; merges never cross from one piece to another.
         n_merges: fewer are returned when no pair is left before that.
+        min_frequency: stop when the most frequent pair occurs less often than this.
         progress: show a progress bar.
     """
     pairs = _PairTable(pieces)
     merges: dict[Pair, int] = {}
     for new_id in tqdm(range(256, 256 + n_merges), desc="merges", disable=not progress, leave=False):
         pair = pairs.most_frequent()
-        if pair is None:
+        if pair is None or pairs.counts[pair] < min_frequency:
             break
         pairs.merge(pair, new_id)
         merges[pair] = new_id

@@ -1,0 +1,108 @@
+"""Count the pieces of a text, in one process or several, without ever holding all of it."""
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import regex
+
+from working_with_text_data.minbpe.parallel import JOB_SIZE, START_METHOD, map_in_order, worker_pool
+from working_with_text_data.minbpe.units import TOO_LONG, Cuts, Units
+
+
+def count_pieces(
+    documents: Iterable[str], split: "regex.Pattern[str]", cuts: Cuts | None, workers: int
+) -> Counter[bytes]:
+    """How often each piece that `split` finds occurs in the documents.
+
+    Args:
+        documents: read once, one after another.
+        split: the pattern.
+        cuts: the pattern's, if known, which makes counting several times as fast.
+        workers: processes.
+    """
+    if workers == 1:
+        counter = PieceCounter(split, cuts)
+        for document in documents:
+            counter.add(document.encode("utf-8"))
+        return counter.result()
+    everybody = multiprocessing.get_context(START_METHOD).Barrier(workers)
+    with worker_pool(workers, _take_counter, split, cuts, everybody) as pool:
+        for _ in map_in_order(pool, _add, _jobs(documents, cuts), ahead=2 * workers):
+            pass
+        counts = [pool.submit(_result) for _ in range(workers)]
+        return sum((count.result() for count in counts), Counter())
+
+
+_counter: "PieceCounter"  # a worker's own
+_everybody: Any
+
+
+def _take_counter(split: "regex.Pattern[str]", cuts: Cuts | None, everybody: Any) -> None:
+    global _counter, _everybody
+    _counter, _everybody = PieceCounter(split, cuts), everybody
+
+
+def _jobs(documents: Iterable[str], cuts: Cuts | None) -> Iterator[list[bytes]]:
+    """Documents, or parts of them, in lists of about JOB_SIZE."""
+    job: list[bytes] = []
+    size = 0
+    for document in documents:
+        data = document.encode("utf-8")
+        for part in cuts.parts(data, JOB_SIZE) if cuts else [data]:
+            job.append(part)
+            size += len(part)
+            if size >= JOB_SIZE:
+                yield job
+                job, size = [], 0
+    yield job
+
+
+def _add(job: list[bytes]) -> None:
+    for text in job:
+        _counter.add(text)
+
+
+def _result() -> Counter[bytes]:
+    _everybody.wait()  # until each worker has taken one of these calls, so that none takes two
+    return _counter.result()
+
+
+class PieceCounter:
+    """Counts units by number, and splits only the distinct ones."""
+
+    def __init__(self, split: "regex.Pattern[str]", cuts: Cuts | None) -> None:
+        self.split = split
+        self.units = Units(cuts) if cuts else None
+        self.pieces: Counter[str] = Counter()
+        self._counts = np.zeros(2**14, dtype=np.int64)
+
+    def add(self, text: bytes) -> None:
+        """Count the pieces of a UTF-8 text."""
+        if self.units is None:
+            self.pieces.update(self.split.findall(text.decode("utf-8")))
+            return
+        for chunk, bounds in self.units.chunks(text):
+            numbers = self.units.number(chunk, bounds)
+            for i in np.flatnonzero(numbers == TOO_LONG).tolist():
+                self.pieces.update(self.split.findall(chunk[bounds[i] : bounds[i + 1]].decode("utf-8")))
+            while len(self._counts) < len(self.units.spelling):
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            self._counts += np.bincount(numbers, minlength=len(self._counts))
+            if self.units.full:
+                self._split_units()
+
+    def _split_units(self) -> None:
+        pieces, findall = self.pieces, self.split.findall
+        for unit, count in zip(self.units.spelling[1:], self._counts[1:].tolist(), strict=False):
+            for piece in findall(unit.decode("utf-8")):
+                pieces[piece] += count
+        self._counts[:] = 0
+        self.units.forget()
+
+    def result(self) -> Counter[bytes]:
+        if self.units is not None:
+            self._split_units()
+        return Counter({piece.encode("utf-8"): count for piece, count in self.pieces.items()})

@@ -1,0 +1,139 @@
+"""Our tokenizers as tiktoken's and Hugging Face's, and tiktoken's as ours.
+
+Hugging Face's byte-level tokenizers write each byte as a printable character, so that a vocabulary is a
+table of strings: those that are printable stand for themselves, the others for the characters from U+0100
+on. Radford et al. 2019, https://github.com/openai/gpt-2, src/encoder.py, `bytes_to_unicode`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.files import InputError, write_atomically
+from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
+from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
+from working_with_text_data.minbpe.ranks import RankTokenizer
+from working_with_text_data.minbpe.regex import RegexTokenizer
+
+if TYPE_CHECKING:
+    import tiktoken
+
+OURS = {"gpt2": GPT2Tokenizer, "r50k_base": GPT2Tokenizer, "cl100k_base": GPT4Tokenizer}
+
+
+def from_tiktoken(name_or_encoding: str | tiktoken.Encoding) -> RankTokenizer:
+    """The tokenizer with the ids of a tiktoken encoding.
+
+    Args:
+        name_or_encoding: one of tiktoken's names, such as "o200k_base", or an `Encoding`. "gpt2",
+            "r50k_base" and "cl100k_base" are here; for others tiktoken downloads the ranks.
+
+    Raises:
+        InputError: for a name that tiktoken does not know.
+    """
+    if isinstance(name_or_encoding, str):
+        if name_or_encoding in OURS:
+            return OURS[name_or_encoding]()
+        import tiktoken
+
+        try:
+            encoding = tiktoken.get_encoding(name_or_encoding)
+        except ValueError as error:
+            known = ", ".join(tiktoken.list_encoding_names())
+            raise InputError(f"tiktoken has no encoding {name_or_encoding!r}; it has {known}") from error
+    else:
+        encoding = name_or_encoding
+    return RankTokenizer(dict(encoding._mergeable_ranks), encoding._pat_str, dict(encoding._special_tokens))
+
+
+def to_tiktoken(tokenizer: RegexTokenizer, name: str = "ours") -> tiktoken.Encoding:
+    """A tiktoken encoding with the same ids.
+
+    Raises:
+        InputError: if the tokenizer normalises, which tiktoken does not.
+    """
+    import tiktoken
+
+    if tokenizer.normalization:
+        raise InputError(f"tiktoken does not normalise text, and this tokenizer does, to {tokenizer.normalization}")
+    return tiktoken.Encoding(
+        name, pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special_tokens
+    )
+
+
+def to_huggingface(tokenizer: RegexTokenizer, folder: Path) -> None:
+    """Write `tokenizer.json` and its `tokenizer_config.json`: `transformers.AutoTokenizer` reads the folder.
+
+    Raises:
+        InputError: if a token is not merged of two others: their format stores merges.
+    """
+    letters = byte_letters()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    vocab = tokenizer.vocab
+    specials = tokenizer.special_tokens
+    ordinary = {spell(token): rank for token, rank in tokenizer.ranks.items()}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(special, i) for special, i in sorted(specials.items(), key=lambda item: item[1])],
+        "normalizer": {"type": tokenizer.normalization} if tokenizer.normalization else None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": _for_oniguruma(tokenizer.pattern)},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,  # a piece that is a token is that token
+            "vocab": ordinary | specials,  # the special ones too, or ids that leave a gap would be moved
+            "merges": [[spell(vocab[a]), spell(vocab[b])] for a, b in tokenizer.merges],
+        },
+    }
+    end_of_text = {"eos_token": "<|endoftext|>"} if "<|endoftext|>" in specials else {}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **end_of_text}
+    for name, json_ in (("tokenizer.json", content), ("tokenizer_config.json", settings)):
+        with write_atomically(folder / name) as file:
+            file.write(json.dumps(json_, ensure_ascii=False, indent=1).encode("utf-8"))
+
+
+def byte_letters() -> list[str]:
+    """The character that stands for each of the 256 bytes: "A" for 65, "Ġ" for the space."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = count(256)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _added_token(special: str, id_: int) -> dict[str, Any]:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id_, "content": special, **plain, "special": True}
+
+
+def _for_oniguruma(pattern: str) -> str:
+    """The pattern for the engine of `tokenizers`, which reads `{1,3}+` as a repetition of a repetition.
+
+    Taken as plain `{1,3}` it finds the same pieces: nothing follows it that could make it give way.
+    """
+    return re.sub(r"(\{\d+(?:,\d*)?\})\+", r"\1", pattern)

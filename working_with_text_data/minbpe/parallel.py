@@ -1,0 +1,133 @@
+"""Encode many texts with several processes, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.files import InputError
+
+if TYPE_CHECKING:
+    from working_with_text_data.minbpe.base import Tokenizer
+
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+JOB_SIZE = 2**20  # bytes that are sent to a worker together
+
+_tokenizer: Tokenizer  # a worker's own
+
+
+def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int = 1) -> Iterator[np.ndarray]:
+    """`encode_to_array` of each text, in order. Texts are read only as fast as results are taken.
+
+    Args:
+        tokenizer: each worker has a copy.
+        texts: in any number. A long one is shared out among the workers if its tokenizer knows where a
+            text can be cut.
+        workers: processes; 1 encodes in this one.
+
+    Raises:
+        InputError: if workers is below 1, or for a text with a lone surrogate.
+    """
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    if workers == 1:
+        yield from map(tokenizer.encode_to_array, texts)
+        return
+    unfinished: list[np.ndarray] = []  # the parts so far of a text that was cut
+    with worker_pool(workers, _take_tokenizer, tokenizer) as pool:
+        for job in map_in_order(pool, _encode, _jobs(tokenizer, texts), ahead=2 * workers):
+            for ids, is_last in job:
+                unfinished.append(ids)
+                if is_last:
+                    yield unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
+                    unfinished = []
+
+
+Job = list[tuple[str, bool]]  # parts of texts, and whether each is its text's last
+
+
+def _jobs(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Job]:
+    job: Job = []
+    size = 0
+    for text in texts:
+        parts = tokenizer.parts(tokenizer.normalize(text), JOB_SIZE)
+        part = next(parts)
+        for following in parts:
+            yield [*job, (part, False)]
+            job, size, part = [], 0, following
+        job.append((part, True))
+        size += len(part)
+        if size >= JOB_SIZE:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
+
+
+def _take_tokenizer(tokenizer: Tokenizer) -> None:
+    global _tokenizer
+    _tokenizer = tokenizer
+
+
+def _encode(job: Job) -> list[tuple[np.ndarray, bool]]:
+    return [(_tokenizer.encode_to_array(part), is_last) for part, is_last in job]
+
+
+# -- processes ---------------------------------------------------------------------------------------------
+
+
+def map_in_order(
+    pool: ProcessPoolExecutor, function: Callable[[Any], Any], jobs: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """`map`, done by the pool's workers; no more than `ahead` jobs are taken before their results are."""
+    futures: deque[Future] = deque()
+    for job in jobs:
+        futures.append(pool.submit(function, job))
+        if len(futures) > ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+@contextmanager
+def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+    """Processes that have called `initializer(*arguments)`, ended when the block is left.
+
+    On Linux they are forks of this process, which start at once and share its memory. They run Python and
+    NumPy only, so the threads of other libraries, which a fork leaves behind, are no danger to them.
+    """
+    context = multiprocessing.get_context(START_METHOD)
+    pool = ProcessPoolExecutor(workers, context, _begin, (initializer, arguments))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
+            pool.submit(int).result()  # starts them
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(initializer: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    initializer(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Do not outlive a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,0 +1,100 @@
+"""Tokenizers that come as ranks: a list of tokens in the order they were learned, and nothing else.
+
+So OpenAI publishes its tokenizers. The ids are the ranks, and the 256 bytes are among them in an order of
+their own. Which two tokens each was merged of can be found out: merge its bytes by lower ranks alone, and
+two tokens are left.
+"""
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any, Self
+
+from utils.files import InputError
+from working_with_text_data.minbpe.base import Normalization, Pair, merge_by_rank
+from working_with_text_data.minbpe.regex import RegexTokenizer
+
+DATA = Path(__file__).parent / "data"
+
+
+def read_ranks(path: Path, sha256: str) -> dict[bytes, int]:
+    """The ranks of a `.tiktoken` file: a token in base 64 and its rank, a line.
+
+    Raises:
+        InputError: if its SHA-256 is another.
+    """
+    content = path.read_bytes()
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise InputError(f"{path} is damaged: its SHA-256 is {found}, not {sha256}; get it anew from the repository")
+    return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
+
+
+class RankTokenizer(RegexTokenizer):
+    """A tokenizer made of ranks: from tiktoken, by `interop.from_tiktoken`, or one of its subclasses.
+
+    Args:
+        ranks: the id of each token; all 256 single bytes are there.
+        pattern: the regular expression that splits a text into pieces.
+        special_tokens: the id of each.
+        normalization: see `Tokenizer`.
+
+    Raises:
+        InputError: if a byte has no rank, or the pattern is not a regular expression.
+    """
+
+    def __init__(
+        self,
+        ranks: dict[bytes, int],
+        pattern: str,
+        special_tokens: dict[str, int],
+        normalization: Normalization | None = None,
+    ) -> None:
+        super().__init__(pattern, normalization)
+        if missing := [i for i in range(256) if bytes([i]) not in ranks]:
+            raise InputError(f"the byte 0x{missing[0]:02x} has no rank: there must be one for each of the 256")
+        self._set_ranks(ranks)
+        for special, id_ in special_tokens.items():
+            self._add_special(special, id_)
+
+    def train(self, *_: Any, **__: Any) -> None:
+        """Refused.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(f"a {type(self).__name__} has its tokens already: train a RegexTokenizer")
+
+    @property
+    def merges(self) -> dict[Pair, int]:
+        """The two tokens each token was merged of, in the order of ranks, found out anew at each call.
+
+        Raises:
+            InputError: if a token cannot come from merging two others.
+        """
+        found = {}
+        for token, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+            if len(token) > 1:
+                halves = merge_by_rank(token, self.ranks, below=rank)
+                if len(halves) != 2:
+                    raise InputError(f"the token {token!r} is not merged of two others, but of {halves}")
+                found[self.ranks[halves[0]], self.ranks[halves[1]]] = rank
+        return found
+
+    @merges.setter
+    def merges(self, value: dict[Pair, int]) -> None:
+        """Ranks decide here; the base class sets none but an empty table."""
+
+    def tokens_as_json(self) -> dict[str, Any]:
+        """The tokens by id, each byte as the character of that number; null where an id has no token."""
+        tokens: list[str | None] = [None] * (max(self.ranks.values()) + 1)
+        for token, rank in self.ranks.items():
+            tokens[rank] = token.decode("latin-1")
+        return {"tokens": tokens}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        tokenizer = cls.__new__(cls)  # the subclasses' own __init__ would read the ranks that they come with
+        tokens = enumerate(content["tokens"])
+        ranks = {token.encode("latin-1"): i for i, token in tokens if token is not None}
+        RankTokenizer.__init__(tokenizer, ranks, special_tokens={}, **content["settings"])
+        return tokenizer

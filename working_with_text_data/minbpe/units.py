@@ -1,0 +1,180 @@
+"""Cut text into units that can be split and encoded on their own, and number them, with NumPy.
+
+Most of a text is the same few words again and again. To find out which word stands where takes Python
+longer than anything else, so it is done here for a quarter of a megabyte at a time.
+
+*Cutting.* Some neighbours never stand in one piece, whatever is around them: a letter and the space after
+it, say. Such a place can be told from two bytes. `Cuts` lists these pairs of classes for a pattern; what
+lies between two cuts is a *unit*, one piece or a few. Where in doubt there is no cut: a unit too long is
+only slow, a cut too many would be wrong.
+
+*Numbering.* A unit of up to 15 bytes, with its length, fits into two 64-bit words, which a table of fixed
+size maps to the unit's number. Where the table fails (a new unit; a long one; two units with one place in
+the table) a dictionary decides, and the table learns.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+CHUNK = 2**18  # bytes that are worked on together: small enough for the processor's cache
+TABLE_BITS = 18
+KEY_LENGTH = 15  # bytes of a unit that the table can hold
+LONGEST = 64  # bytes of a unit that the dictionary can hold
+MAX_UNITS = 200_000  # all numbers are forgotten when there are more; 40 MB of novels have 140,000
+TOO_LONG = 0  # the number of every unit of more than LONGEST bytes
+
+# Bytes by what they are or belong to. A byte of a character beyond ASCII counts only if no white space
+# (U+0085, U+00A0, U+1680, U+2000 to U+200A, U+2028, U+2029, U+202F, U+205F, U+3000) begins or ends with it.
+LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+DIGITS = frozenset(b"0123456789")
+SPACES = frozenset(b" \t\n\v\f\r")
+NEWLINES = frozenset(b"\r\n")
+OTHERS = frozenset(range(128)) - LETTERS - DIGITS - SPACES
+NO_SPACE_ENDS = frozenset(range(0x80, 0xC0)) - frozenset(b"\x85\xa0\x9f\xa8\xa9\xaf") - frozenset(range(0x80, 0x8B))
+NO_SPACE_BEGINS = frozenset(range(0xC3, 0xF5)) - frozenset(b"\xe1\xe2\xe3")
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where a pattern's pieces surely end.
+
+    Args:
+        between: pairs of classes: a byte of the first followed by one of the second, cut in between.
+        before: one such pair: cut before the first of the two bytes.
+    """
+
+    between: tuple[tuple[frozenset[int], frozenset[int]], ...]
+    before: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset())
+
+    @cached_property
+    def tables(self) -> tuple[bytes, bytes]:
+        """For each byte, one bit a rule, set where it can be the rule's first byte, or its second."""
+        rules = (*self.between, self.before)  # the last bit is that of `before`
+        first, second = (
+            bytes(sum((byte in rule[side]) << bit for bit, rule in enumerate(rules)) for byte in range(256))
+            for side in (0, 1)
+        )
+        return first, second
+
+    def bounds(self, text: bytes) -> np.ndarray:
+        """Where units begin, from 0 on, and where the last one ends: (n_units + 1,) int64."""
+        first, second = (np.frombuffer(text.translate(table), dtype=np.uint8) for table in self.tables)
+        rules = first[:-1] & second[1:]
+        before = 1 << len(self.between)
+        cut = np.ones(len(text) + 1, dtype=bool)
+        cut[1:-1] = rules & (before - 1)
+        cut[1:-2] |= rules[1:] >= before
+        return np.flatnonzero(cut)
+
+    def parts(self, text: bytes, size: int) -> Iterator[bytes]:
+        """`text` in parts of whole units, of at most `size` bytes each but for one huge unit."""
+        start, length, look_at = 0, size, 4096  # bytes at the end of a part in which a cut is looked for
+        while len(text) - start > length:
+            look_at = min(look_at, length)
+            bounds = self.bounds(text[start + length - look_at : start + length])
+            if len(bounds) > 2:
+                end = start + length - look_at + int(bounds[-2])
+                yield text[start:end]
+                start, length, look_at = end, size, 4096
+            elif look_at < length:
+                look_at *= 16
+            else:
+                length *= 2
+        if start < len(text):
+            yield text[start:]
+
+
+# GPT-2 gives a space to what follows it, and other white space to nothing. An apostrophe may begin "'s".
+GPT2_CUTS = Cuts(
+    between=(
+        (LETTERS, DIGITS | OTHERS | SPACES),
+        (DIGITS, LETTERS | OTHERS | SPACES),
+        (OTHERS, DIGITS | SPACES),
+        (OTHERS - frozenset(b"'"), LETTERS),
+        (NO_SPACE_ENDS, SPACES),
+        (SPACES - frozenset(b" "), LETTERS | DIGITS | OTHERS | NO_SPACE_BEGINS),
+    ),
+    before=(SPACES, LETTERS | DIGITS | OTHERS | NO_SPACE_BEGINS),
+)
+# GPT-4 gives one character of almost any kind to the letters after it, and newlines to punctuation before
+# them. What white space with a newline in it becomes depends on all that follows, so no cut is made there.
+GPT4_CUTS = Cuts(
+    between=(
+        (LETTERS, DIGITS | OTHERS | SPACES),
+        (DIGITS, LETTERS | OTHERS | SPACES),
+        (OTHERS, DIGITS | (SPACES - NEWLINES)),
+        (NO_SPACE_ENDS, SPACES - NEWLINES),
+        (NEWLINES, LETTERS | DIGITS | OTHERS | NO_SPACE_BEGINS),
+    )
+)
+
+
+class Units:
+    """The numbers of the units seen so far.
+
+    `spelling[number]` is a unit's bytes. Numbers begin at 1: 0 is for all that are too long to remember.
+    """
+
+    def __init__(self, cuts: Cuts) -> None:
+        self.cuts = cuts
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, with no unit known."""
+        self.spelling: list[bytes] = [b""]
+        self._numbers: dict[bytes, int] = {}
+        # a row: the unit's first 8 bytes; its other 7 and its length; its number
+        self._table = np.zeros((2**TABLE_BITS, 3), dtype=np.uint64)
+
+    @property
+    def full(self) -> bool:
+        return len(self.spelling) > MAX_UNITS
+
+    def chunks(self, text: bytes, size: int = CHUNK) -> Iterator[tuple[bytes, np.ndarray]]:
+        """Parts of `text` of about `size` bytes, each with the bounds of its units."""
+        for part in self.cuts.parts(text, size):
+            yield part, self.cuts.bounds(part)
+
+    def number(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
+        """The number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
+        starts, ends = bounds[:-1], bounds[1:]
+        lengths = ends - starts
+        # every 8 bytes of the text as one word, whatever address they begin at
+        words = np.ndarray(len(text) + 8, dtype="<u8", buffer=text + bytes(16), strides=(1,))
+        kept = np.minimum(lengths, KEY_LENGTH)
+        low = words[starts] & _LOW_MASK[kept]
+        high = words[starts + 8] & _HIGH_MASK[kept] | _LENGTH[kept]
+        place = (low ^ high * _HASH[0]) * _HASH[1] >> np.uint64(64 - TABLE_BITS)
+        rows = self._table.take(place.astype(np.int64), axis=0)
+        numbers = rows[:, 2].astype(np.int64)
+        missed = np.flatnonzero((rows[:, 0] != low) | (rows[:, 1] != high) | (lengths > KEY_LENGTH))
+        if len(missed):
+            found = self._look_up(text, starts[missed], ends[missed])
+            numbers[missed] = found
+            missed, found = missed[lengths[missed] <= KEY_LENGTH], found[lengths[missed] <= KEY_LENGTH]
+            self._table[place[missed]] = np.stack([low[missed], high[missed], found.astype(np.uint64)], axis=1)
+        return numbers
+
+    def _look_up(self, text: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        numbers, spelling = self._numbers, self.spelling
+        found = []
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            unit = text[start:end]
+            number = numbers.get(unit)
+            if number is None:
+                if end - start > LONGEST:
+                    number = TOO_LONG
+                else:
+                    number = numbers[unit] = len(spelling)
+                    spelling.append(unit)
+            found.append(number)
+        return np.array(found, dtype=np.int64)
+
+
+_LOW_MASK = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(KEY_LENGTH + 1)], dtype=np.uint64)
+_HIGH_MASK = np.array([(1 << 8 * max(n - 8, 0)) - 1 for n in range(KEY_LENGTH + 1)], dtype=np.uint64)
+_LENGTH = np.array([n << 56 for n in range(KEY_LENGTH + 1)], dtype=np.uint64)
+_HASH = np.array([0xC2B2AE3D27D4EB4F, 0x9E3779B97F4A7C15], dtype=np.uint64)  # odd, with well mixed bits
