@@ -25,10 +25,11 @@ from pretraining.config import PRESETS, Config
 from pretraining.metrics import append_metrics, draw_loss, forget_metrics_after
 from pretraining.optimizers import make_optimizers
 from pretraining.runs import open_run
+from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory, pick_device
 from utils.interrupt import StopRequest, stop_on_signal
-from working_with_text_data.dataset import BatchStream, BlockDataset
+from working_with_text_data.dataset import BlockDataset
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Trainer:
             bfloat16=config.precision == "bfloat16",
         )
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        self.batches = BatchStream(data["train"], config.batch_size, config.seed)
+        self.batches = ResumableLoader(data["train"], config.batch_size, config.seed, device=self.device)
         self.steps = self.saved_at = 0
         self.seconds_before = 0.0  # spent by earlier processes of this run
 

@@ -3,98 +3,102 @@
     python -m working_with_text_data.prepare --text my_books/ --tokenizer my_tokenizer.json --out my_data
 
 The folder it writes holds `train_000000.bin`, ..., `val_000000.bin`, ... and the tokenizer, `bpe.json`.
+It is the same, byte for byte, however many processes encode and however often the work was interrupted.
 """
 
+import hashlib
+import json
 import logging
 import os
-import shutil
 import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.files import InputError, sync_folder
-from working_with_text_data.minbpe import Tokenizer
-from working_with_text_data.shards import write_shard
-from working_with_text_data.text_files import CORPUS, HELD_OUT, read_documents, split_held_out
+from utils.files import InputError, sha256
+from working_with_text_data.minbpe import Tokenizer, open_tokenizer
+from working_with_text_data.minbpe.parallel import encode_stream
+from working_with_text_data.text_files import CORPUS, HELD_OUT, check_share, find_files, split_documents
 from working_with_text_data.train_tokenizer import END_OF_TEXT
+from working_with_text_data.unfinished import SPLITS, UnfinishedFolder, alone
 
 log = logging.getLogger(__name__)
+
+BYTES_A_TOKEN = 4  # about, to show progress
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class Config:
     """Turn text into token shards that a trainer reads.
 
-    Each document begins with <|endoftext|>. Its end is held out into shards of their own.
+    Each document begins with <|endoftext|>. A share of the text is held out into shards of its own.
+    Interrupted, even by a kill or a power cut, the same command goes on after the last finished shard.
     """
 
     text: Path
-    """A UTF-8 text file, or a folder whose .txt files are read in name order, each one document."""
-    tokenizer: Path = Path("runs/tokenizer.json")
-    """A tokenizer that `train_tokenizer` saved."""
+    """What to read: a .txt file, one document; a .jsonl, .jsonl.gz or .parquet file, a document in the
+    "text" field of each line or row; or a folder, of which all files of these kinds are read in name
+    order. Any other file is read as plain text. All text is UTF-8."""
+    tokenizer: Literal["gpt2", "gpt4"] | Path = Path("runs/tokenizer.json")
+    """GPT-2's or GPT-4's tokenizer, or a file that `train_tokenizer` saved."""
     out: Path = Path("runs/data")
-    """The folder to write. An existing one is kept unless --overwrite is given."""
+    """The folder to write. An existing one is kept unless --overwrite is given. Until the new one is
+    complete, it is made beside it under a hidden name."""
     overwrite: bool = False
-    """Replace an existing folder, once the new one is complete."""
+    """Replace an existing folder, once the new one is complete. If unfinished work was begun with other
+    settings or another text, start over instead of refusing."""
     held_out: float = HELD_OUT
-    """Share at the end of each document that goes to the validation shards."""
+    """Share of the text that goes to the validation shards: the end of each plain text file; of the
+    documents in JSON lines and parquet files, whole ones, evenly spread."""
     shard_tokens: int = 100_000_000
-    """Tokens of a shard, the last one excepted."""
+    """Tokens of a shard, the last one excepted. After an interruption at most that many of each split
+    are encoded again."""
+    workers: int = usable_cores()
+    """Processes that encode documents, by default one a core. Their number changes the speed only."""
 
 
 PRESETS = {"demo": Config(text=CORPUS, tokenizer=Path("runs/demo-tokenizer.json"), out=Path("runs/demo-data"))}
-
-
-class ShardWriter:
-    """Collects documents and writes a shard each time there are enough tokens for one."""
-
-    def __init__(self, folder: Path, split: str, shard_tokens: int) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.waiting: list[np.ndarray] = []
-        self.n_waiting = self.n_shards = self.n_tokens = 0
-
-    def add(self, tokens: np.ndarray) -> None:
-        self.waiting.append(tokens)
-        self.n_waiting += len(tokens)
-        while self.n_waiting >= self.shard_tokens:
-            self._write(self.shard_tokens)
-
-    def close(self) -> None:
-        if self.n_waiting:
-            self._write(self.n_waiting)
-
-    def _write(self, count: int) -> None:
-        tokens = np.concatenate(self.waiting)
-        write_shard(self.folder / f"{self.split}_{self.n_shards:06d}.bin", tokens[:count])
-        self.waiting = [tokens[count:]]
-        self.n_waiting -= count
-        self.n_shards += 1
-        self.n_tokens += count
 
 
 def main(config: Config) -> dict[str, int]:
     """Write the folder; return the tokens of each split.
 
     Raises:
-        InputError: for a text or a tokenizer that cannot be read, or an existing folder.
+        InputError: for a text or a tokenizer that cannot be read, an existing folder, unfinished work with
+            other settings, or another process that writes the same folder.
     """
-    if config.out.exists() and not config.overwrite:
-        raise InputError(f"{config.out} exists: choose another --out, or give --overwrite to replace it")
-    if config.shard_tokens < 1:
-        raise InputError(f"--shard-tokens must be at least 1, got {config.shard_tokens}")
+    if not config.out.name:
+        raise InputError(f"--out must name a folder, got {config.out}")
+    for flag, count in [("--shard-tokens", config.shard_tokens), ("--workers", config.workers)]:
+        if count < 1:
+            raise InputError(f"{flag} must be at least 1, got {count}")
+    check_share(config.held_out)
     tokenizer = load_tokenizer(config.tokenizer)
     started = time.perf_counter()
-    unfinished = config.out.with_name(f".{config.out.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.mkdir(parents=True)
-        counts = _write_shards(config, tokenizer, unfinished)
-        tokenizer.save(unfinished / "bpe.json")
-        _replace_folder(unfinished, config.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with alone(config.out):
+        folder = UnfinishedFolder(config.out, what_decides(config))
+        folder.open(config.overwrite)
+        try:
+            _write_shards(config, tokenizer, folder)
+            tokenizer.save(folder.data / "bpe.json")
+        except BaseException:
+            folder.leave()
+            raise
+        folder.finish()
+    counts = {split: position.n_tokens for split, position in folder.positions.items()}
+    if config.held_out and not counts["val"]:
+        log.warning("nothing was held out: %s documents are too few for a share of %s", config.text, config.held_out)
     log.info(
         "data: %s training and %s held-out tokens in %.1f s -> %s",
         f"{counts['train']:,}", f"{counts['val']:,}", time.perf_counter() - started, config.out,
@@ -102,47 +106,63 @@ def main(config: Config) -> dict[str, int]:
     return counts
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A tokenizer that has the token which separates documents.
+def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """GPT-2's or GPT-4's tokenizer by name, or one from a file; it has the token that separates documents.
 
     Raises:
-        InputError: if there is none at `path`, it is damaged, or it lacks <|endoftext|>.
+        InputError: if there is none at the path, it is damaged, or it lacks <|endoftext|>.
     """
-    if not path.exists():
-        raise InputError(
-            f"there is no tokenizer {path}: make one with python -m working_with_text_data.train_tokenizer"
-        )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = open_tokenizer(name_or_path)
     if END_OF_TEXT not in tokenizer.special_tokens:
-        raise InputError(f"the tokenizer {path} has no special token {END_OF_TEXT}, which separates documents")
+        raise InputError(f"the tokenizer {name_or_path} has no special token {END_OF_TEXT}, which separates documents")
     return tokenizer
 
 
-def _write_shards(config: Config, tokenizer: Tokenizer, folder: Path) -> dict[str, int]:
+def what_decides(config: Config) -> dict[str, Any]:
+    """All that the result depends on, by the name a user knows it under; files as far as one sees without reading.
+
+    Raises:
+        InputError: if there is no text.
+    """
+    files = []
+    for file in find_files(config.text):
+        stat = file.stat()
+        files.append((file.relative_to(config.text.parent).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return {
+        "--text (of its files, name, size and time count)": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+        "--tokenizer": name if (name := str(config.tokenizer)) in ("gpt2", "gpt4") else sha256(Path(name)),
+        "--held-out": config.held_out,
+        "--shard-tokens": config.shard_tokens,
+    }
+
+
+def _write_shards(config: Config, tokenizer: Tokenizer, folder: UnfinishedFolder) -> None:
+    writers = folder.writers(config.shard_tokens)
+    first = {split: position.document for split, position in folder.positions.items()}
+    in_work: deque[tuple[int, str, int]] = deque()  # what the encoder has taken, in the order it comes back
+
+    def texts() -> Iterator[str]:
+        for number, document in enumerate(split_documents(config.text, config.held_out)):
+            for split, text in zip(SPLITS, (document.learned, document.held_out), strict=True):
+                if text and number >= first[split]:
+                    in_work.append((number, split, document.position))
+                    yield text
+
     end_of_text = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype=tokenizer.array_dtype)
-    writers = {split: ShardWriter(folder, split, config.shard_tokens) for split in ("train", "val")}
-    progress = tqdm(desc="tokens", unit=" B", unit_scale=True, leave=False)
-    for document in read_documents(config.text):
-        for split, text in zip(writers, split_held_out(document, config.held_out), strict=True):
-            if text:
-                writers[split].add(np.concatenate([end_of_text, tokenizer.encode_to_array(text)]))
-                progress.update(len(text.encode()))
-    progress.close()
+    total = sum(file.stat().st_size for file in find_files(config.text))
+    with tqdm(desc="encoding", total=total, unit="B", unit_scale=True, leave=False) as progress:
+
+        def show(n_tokens: int) -> None:
+            """Parts of a long document move the bar by about their size, its end sets it right."""
+            progress.update(max(0, min(n_tokens * BYTES_A_TOKEN, in_work[0][2] - progress.n)))
+
+        with closing(encode_stream(tokenizer, texts(), config.workers, on_part=show)) as encoded:
+            for tokens in encoded:
+                number, split, position = in_work.popleft()
+                writers[split].add(number, np.concatenate([end_of_text, tokens]))
+                progress.update(position - progress.n)
     for writer in writers.values():
         writer.close()
-    return {split: writer.n_tokens for split, writer in writers.items()}
-
-
-def _replace_folder(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of `target`; a kill between the two renames leaves both on disk."""
-    if target.exists():
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        target.rename(old)
-        new.rename(target)
-        shutil.rmtree(old)
-    else:
-        new.rename(target)
-    sync_folder(target.parent)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Read `base.py`, `basic.py` and `regex.py`, then `ranks.py`, `gpt2.py` and `gpt4.
 
 from working_with_text_data.minbpe.base import Tokenizer
 from working_with_text_data.minbpe.basic import BasicTokenizer
+from working_with_text_data.minbpe.files import open_tokenizer
 from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
 from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
 from working_with_text_data.minbpe.interop import from_tiktoken
@@ -15,5 +16,5 @@ from working_with_text_data.minbpe.regex import GPT2_PATTERN, GPT4_PATTERN, Rege
 
 __all__ = [
     "GPT2_PATTERN", "GPT4_PATTERN", "BasicTokenizer", "GPT2Tokenizer", "GPT4Tokenizer", "RankTokenizer",
-    "RegexTokenizer", "Tokenizer", "from_tiktoken", "rectangle",
+    "RegexTokenizer", "Tokenizer", "from_tiktoken", "open_tokenizer", "rectangle",
 ]  # fmt: skip

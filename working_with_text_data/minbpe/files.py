@@ -39,6 +39,27 @@ def load(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
+    """GPT-2's or GPT-4's tokenizer by the name "gpt2" or "gpt4", or one from a file.
+
+    Raises:
+        InputError: if there is no file, or it is damaged.
+    """
+    from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
+    from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
+
+    known = {"gpt2": GPT2Tokenizer, "gpt4": GPT4Tokenizer}
+    if str(name_or_path) in known:
+        return known[str(name_or_path)]()
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no tokenizer {path}: make one with python -m working_with_text_data.train_tokenizer, "
+            f"or name a known one, {' or '.join(known)}"
+        )
+    return Tokenizer.load(path)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -11,7 +13,6 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,9 @@ JOB_SIZE = 2**20  # bytes that are sent to a worker together
 _tokenizer: Tokenizer  # a worker's own
 
 
-def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int = 1) -> Iterator[np.ndarray]:
+def encode_stream(
+    tokenizer: Tokenizer, texts: Iterable[str], workers: int = 1, on_part: Callable[[int], None] = lambda n: None
+) -> Iterator[np.ndarray]:
     """`encode_to_array` of each text, in order. Texts are read only as fast as results are taken.
 
     Args:
@@ -36,23 +39,27 @@ def encode_stream(tokenizer: Tokenizer, texts: Iterable[str], workers: int = 1) 
         texts: in any number. A long one is shared out among the workers if its tokenizer knows where a
             text can be cut.
         workers: processes; 1 encodes in this one.
+        on_part: called with the number of tokens of each text, or part of a long one, to show progress.
 
     Raises:
         InputError: if workers is below 1, or for a text with a lone surrogate.
     """
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    if workers == 1:
-        yield from map(tokenizer.encode_to_array, texts)
-        return
     unfinished: list[np.ndarray] = []  # the parts so far of a text that was cut
-    with worker_pool(workers, _take_tokenizer, tokenizer) as pool:
-        for job in map_in_order(pool, _encode, _jobs(tokenizer, texts), ahead=2 * workers):
-            for ids, is_last in job:
-                unfinished.append(ids)
-                if is_last:
-                    yield unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
-                    unfinished = []
+    with contextlib.ExitStack() as stack:
+        jobs = _jobs(tokenizer, texts)
+        if workers == 1:
+            done = (_encode(job, tokenizer) for job in jobs)
+        else:
+            pool = stack.enter_context(worker_pool(workers, _take_tokenizer, tokenizer))
+            done = map_in_order(pool, _encode, jobs, ahead=2 * workers)
+        for ids, is_last in itertools.chain.from_iterable(done):
+            on_part(len(ids))
+            unfinished.append(ids)
+            if is_last:
+                yield unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
+                unfinished = []
 
 
 Job = list[tuple[str, bool]]  # parts of texts, and whether each is its text's last
@@ -61,17 +68,22 @@ Job = list[tuple[str, bool]]  # parts of texts, and whether each is its text's l
 def _jobs(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Job]:
     job: Job = []
     size = 0
-    for text in texts:
-        parts = tokenizer.parts(tokenizer.normalize(text), JOB_SIZE)
-        part = next(parts)
-        for following in parts:
-            yield [*job, (part, False)]
-            job, size, part = [], 0, following
-        job.append((part, True))
-        size += len(part)
-        if size >= JOB_SIZE:
+    try:
+        for text in texts:
+            parts = tokenizer.parts(tokenizer.normalize(text), JOB_SIZE)
+            part = next(parts)
+            for following in parts:
+                yield [*job, (part, False)]
+                job, size, part = [], 0, following
+            job.append((part, True))
+            size += len(part)
+            if size >= JOB_SIZE:
+                yield job
+                job, size = [], 0
+    except Exception:  # a text cannot be read: those before it are not lost
+        if job:
             yield job
-            job, size = [], 0
+        raise
     if job:
         yield job
 
@@ -81,8 +93,9 @@ def _take_tokenizer(tokenizer: Tokenizer) -> None:
     _tokenizer = tokenizer
 
 
-def _encode(job: Job) -> list[tuple[np.ndarray, bool]]:
-    return [(_tokenizer.encode_to_array(part), is_last) for part, is_last in job]
+def _encode(job: Job, tokenizer: Tokenizer | None = None) -> list[tuple[np.ndarray, bool]]:
+    encode = (tokenizer or _tokenizer).encode_to_array
+    return [(encode(part), is_last) for part, is_last in job]
 
 
 # -- processes ---------------------------------------------------------------------------------------------
@@ -93,15 +106,23 @@ def map_in_order(
 ) -> Iterator[Any]:
     """`map`, done by the pool's workers; no more than `ahead` jobs are taken before their results are."""
     futures: deque[Future] = deque()
-    for job in jobs:
-        futures.append(pool.submit(function, job))
+    iterator, failure = iter(jobs), None
+    while failure is None:
+        try:
+            futures.append(pool.submit(function, next(iterator)))
+        except StopIteration:
+            break
+        except Exception as error:  # there is no next job: those under way are not lost
+            failure = error
         if len(futures) > ahead:
             yield futures.popleft().result()
     while futures:
         yield futures.popleft().result()
+    if failure is not None:
+        raise failure
 
 
-@contextmanager
+@contextlib.contextmanager
 def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
     """Processes that have called `initializer(*arguments)`, ended when the block is left.
 

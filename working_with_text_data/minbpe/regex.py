@@ -51,7 +51,7 @@ class RegexTokenizer(Tokenizer):
 
     def __init__(self, pattern: str = GPT4_PATTERN, normalization: Normalization | None = None) -> None:
         try:
-            self._split = compile_pattern(pattern)
+            self._compiled = compile_pattern(pattern)
         except (regex.error, TypeError) as error:
             raise InputError(f"the splitting pattern {pattern!r} is not a regular expression: {error}") from error
         self.pattern = pattern
@@ -62,8 +62,12 @@ class RegexTokenizer(Tokenizer):
         self._cache: dict[str, list[int]] = {}
         self._units: UnitEncoder | None = None
 
+    def split(self, text: str) -> list[str]:
+        """The pieces of a text, in order."""
+        return self._compiled.findall(text)
+
     def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
-        return count_pieces(documents, self._split, CUTS.get(self.pattern), workers)
+        return count_pieces(documents, self._compiled, CUTS.get(self.pattern), workers)
 
     def _encode(self, text: str) -> list[int]:
         if self.pattern in CUTS and len(text) > SHORT:
@@ -96,7 +100,7 @@ class RegexTokenizer(Tokenizer):
         """The obvious way: split, then merge what is in neither vocabulary nor cache."""
         ranks, cache = self.ranks, self._cache
         ids: list[int] = []
-        for piece in self._split.findall(text):
+        for piece in self.split(text):
             known = cache.get(piece)
             if known is None:
                 spelling = piece.encode("utf-8")

@@ -34,7 +34,7 @@ def learn_merges(
         min_frequency: stop when the most frequent pair occurs less often than this.
         progress: show a progress bar.
     """
-    pairs = _PairTable(pieces)
+    pairs = PairTable(pieces)
     merges: dict[Pair, int] = {}
     for new_id in tqdm(range(256, 256 + n_merges), desc="merges", disable=not progress, leave=False):
         pair = pairs.most_frequent()
@@ -45,7 +45,7 @@ def learn_merges(
     return merges
 
 
-class _PairTable:
+class PairTable:
     """The tokens of all pieces, the weighted count of each pair, and where each pair stands."""
 
     def __init__(self, pieces: Mapping[bytes, int]) -> None:

@@ -1,0 +1,472 @@
+"""The scripts: text to a tokenizer, and text to shards, with kills on the way."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from utils.files import InputError, sha256
+from working_with_text_data import prepare, train_tokenizer
+from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
+from working_with_text_data.shards import open_shard
+from working_with_text_data.text_files import CORPUS, split_documents, split_held_out
+from working_with_text_data.train_tokenizer import END_OF_TEXT
+from working_with_text_data.unfinished import Position, ShardWriter
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "t.json"
+    train_tokenizer.main(train_tokenizer.Config(text=CORPUS / "persuasion.txt", vocab_size=400, out=path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, persuasion: str) -> Path:
+    """A folder of every kind of file."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "a.txt").write_text(persuasion[:30_000], encoding="utf-8")
+    pages = [persuasion[i : i + 700] for i in range(30_000, 110_000, 700)]
+    lines = [json.dumps({"text": page}) + "\n" for page in pages]
+    (folder / "b.jsonl").write_text("".join(lines[:60]))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(lines[60:80]).encode()))
+    parquet.write_table(pyarrow.table({"text": pages[80:]}), folder / "d.parquet")
+    (folder / "e.txt").write_text(persuasion[110_000:140_000], encoding="utf-8")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+def tokens_of(folder: Path, split: str) -> list[int]:
+    return [int(token) for path in sorted(folder.glob(f"{split}_*.bin")) for token in open_shard(path)]
+
+
+class TestPrepare:
+    def test_shards_decode_to_the_text_in_two_parts(self, tokenizer: Path, tmp_path: Path) -> None:
+        for name in ("a.txt", "b.txt"):
+            (tmp_path / name).write_text(name + (CORPUS / "emma.txt").read_text(encoding="utf-8")[:40_000])
+        out = tmp_path / "data"
+        prepare.main(prepare.Config(text=tmp_path, tokenizer=tokenizer, out=out, shard_tokens=3000))
+        loaded = Tokenizer.load(out / "bpe.json")
+        assert len(list(out.glob("train_*.bin"))) > 3
+        expected = [split_held_out((tmp_path / name).read_text()) for name in ("a.txt", "b.txt")]
+        for split, parts in zip(("train", "val"), zip(*expected, strict=True), strict=True):
+            tokens = np.concatenate([open_shard(path) for path in sorted(out.glob(f"{split}_*.bin"))])
+            assert tokens[0] == loaded.special_tokens[END_OF_TEXT]
+            assert loaded.decode(tokens.tolist()) == "".join(END_OF_TEXT + part for part in parts)
+
+    def test_special_text_in_a_document_stays_text(self, tokenizer: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("before <|endoftext|> after\n" * 30)
+        prepare.main(prepare.Config(text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", held_out=0))
+        tokens = open_shard(tmp_path / "data" / "train_000000.bin")
+        separator = Tokenizer.load(tokenizer).special_tokens[END_OF_TEXT]
+        assert (tokens == separator).sum() == 1
+
+    def test_nothing_is_replaced_unasked_nor_lost_on_failure(self, tokenizer: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("some text\n" * 100)
+        config = {"tokenizer": tokenizer, "out": tmp_path / "data"}
+        prepare.main(prepare.Config(text=tmp_path / "a.txt", **config))
+        before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+        with pytest.raises(InputError, match="data exists"):
+            prepare.main(prepare.Config(text=tmp_path / "a.txt", **config))
+        (tmp_path / "z.txt").write_bytes(b"good text, then \xff")
+        with pytest.raises(InputError, match="not UTF-8"):
+            prepare.main(prepare.Config(text=tmp_path, overwrite=True, **config))
+        assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+        (tmp_path / "z.txt").write_text("other text\n" * 100)
+        prepare.main(prepare.Config(text=tmp_path / "z.txt", overwrite=True, **config))
+        assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} != before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data", "z.txt"]  # no leftovers
+
+    def test_every_document_is_in_one_split_or_cut_between_both(
+        self, tokenizer: Path, mixed: Path, tmp_path: Path
+    ) -> None:
+        prepare.main(prepare.Config(text=mixed, tokenizer=tokenizer, out=tmp_path / "data", shard_tokens=5000))
+        loaded = Tokenizer.load(tokenizer)
+        for i, split in enumerate(("train", "val")):
+            parts = [document[i] for document in split_documents(mixed) if document[i]]
+            assert loaded.decode(tokens_of(tmp_path / "data", split)) == "".join(END_OF_TEXT + part for part in parts)
+            if split == "val":
+                assert len(parts) == 2 + 115 // 20
+
+    @settings(deadline=None, max_examples=20)
+    @given(
+        lengths=st.lists(st.integers(1, 12), max_size=10),
+        gaps=st.sets(st.integers(0, 12)),
+        shard_tokens=st.integers(2, 20),
+    )
+    def test_from_each_shard_on_the_same_follow(
+        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], gaps: set[int], shard_tokens: int
+    ) -> None:
+        rest = iter(range(10_000))
+        numbers = (number for number in range(100) if number not in gaps)  # of some documents the split has no part
+        documents = [(next(numbers), np.array([next(rest) for _ in range(n)], dtype=np.uint16)) for n in lengths]
+
+        def write(position: Position) -> list[Position]:
+            """The positions after each shard that is written from `position` on."""
+            passed: list[Position] = []
+            writer = ShardWriter(folder, "train", shard_tokens, position, lambda: passed.append(replace(position)))
+            for number, tokens in documents:
+                if number >= position.document:
+                    writer.add(number, tokens)
+            writer.close()
+            return passed
+
+        folder = tmp_path_factory.mktemp("shards")
+        positions = write(Position())
+        assert tokens_of(folder, "train") == list(range(sum(lengths)))
+        expected = contents(folder)
+        for done, position in enumerate(positions):
+            for path in sorted(folder.iterdir())[done + 1 :]:
+                path.unlink()
+            write(replace(position))
+            assert contents(folder) == expected
+
+    def test_tokenizers_that_cannot_be_used(self, tmp_path: Path) -> None:
+        text = tmp_path / "a.txt"
+        text.write_text("text")
+        with pytest.raises(InputError, match="there is no tokenizer"):
+            prepare.main(prepare.Config(text=text, tokenizer=tmp_path / "none.json", out=tmp_path / "data"))
+        with pytest.raises(InputError, match="or name a known one, gpt2 or gpt4"):
+            prepare.load_tokenizer("gpt3")
+        RegexTokenizer().save(tmp_path / "t.json")
+        with pytest.raises(InputError, match=r"no special token <\|endoftext\|>"):
+            prepare.main(prepare.Config(text=text, tokenizer=tmp_path / "t.json", out=tmp_path / "data"))
+
+    @pytest.mark.parametrize("name", ["gpt2", "gpt4"])
+    def test_known_tokenizers_go_by_name(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("Once upon a time " * 100)
+        prepare.main(prepare.Config(text=tmp_path / "a.txt", tokenizer=name, out=tmp_path / "data", held_out=0))
+        loaded = Tokenizer.load(tmp_path / "data" / "bpe.json")
+        assert loaded.decode(tokens_of(tmp_path / "data", "train")) == END_OF_TEXT + "Once upon a time " * 100
+        assert loaded.encode_ordinary("Once upon") == prepare.load_tokenizer(name).encode_ordinary("Once upon")
+
+    def test_too_few_documents_to_hold_one_out(
+        self, tokenizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "a short text"}\n' * 19)
+        counts = prepare.main(prepare.Config(text=tmp_path / "a.jsonl", tokenizer=tokenizer, out=tmp_path / "data"))
+        assert counts["val"] == 0
+        assert "too few for a share of 0.05" in caplog.text
+
+    @pytest.mark.parametrize(("name", "value"), [("shard_tokens", 0), ("workers", 0), ("held_out", 1.5)])
+    def test_bad_settings(self, name: str, value: float, tokenizer: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("text")
+        with pytest.raises(InputError, match=f"at least [01].* got {value}"):
+            prepare.main(
+                prepare.Config(text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", **{name: value})
+            )
+
+    def test_real_text_is_encoded_document_by_document(self, real_data: Path, tokenizer: Path, tmp_path: Path) -> None:
+        file = real_data / "text" / "web_digitalgov.jsonl.gz"
+        prepare.main(prepare.Config(text=file, tokenizer=tokenizer, out=tmp_path / "data", shard_tokens=100_000))
+        loaded = Tokenizer.load(tokenizer)
+        expected: dict[str, list[int]] = {"train": [], "val": []}
+        with gzip.open(file) as lines:
+            for number, line in enumerate(lines):
+                tokens = expected["val" if number % 20 == 19 else "train"]
+                tokens.append(loaded.special_tokens[END_OF_TEXT])
+                tokens.extend(loaded.encode_ordinary(json.loads(line)["text"]))
+        assert number == 2071
+        for split, tokens in expected.items():
+            assert tokens_of(tmp_path / "data", split) == tokens
+
+
+# `prepare` in a process that kills itself when it is about to do its n-th renaming, deletion or new folder
+KILLS_ITSELF = """
+import os, signal, sys
+from working_with_text_data import prepare
+from pathlib import Path
+
+left = int(sys.argv[4])
+def count(event, arguments):
+    global left
+    if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+text, tokenizer, out = map(Path, sys.argv[1:4])
+config = prepare.Config(
+    text=text, tokenizer=tokenizer, out=out, overwrite=sys.argv[5] == "overwrite", shard_tokens=40_000, workers=1
+)
+sys.addaudithook(count)
+prepare.main(config)
+"""
+
+
+class TestInterruption:
+    @pytest.fixture
+    def config(self, mixed: Path, tokenizer: Path, tmp_path: Path) -> dict[str, Any]:
+        return {"text": mixed, "tokenizer": tokenizer, "out": tmp_path / "data", "shard_tokens": 1000}
+
+    @pytest.fixture
+    def begun(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Unfinished work with some shards: killed on the way."""
+        process = start(config)
+        wait_for(lambda: len(unfinished_shards(config)) > 3, process)
+        process.kill()
+        process.communicate()
+        assert not config["out"].exists()
+        return config
+
+    @pytest.mark.slow
+    def test_killed_again_and_again_it_writes_the_same_bytes(
+        self, config: dict[str, Any], tmp_path: Path, rng: random.Random
+    ) -> None:
+        config["shard_tokens"] = 500
+        prepare.main(prepare.Config(**config | {"out": tmp_path / "at_once", "workers": 1}))
+        kills, messages = 0, ""
+        while True:
+            process = start(config)
+            n_before, n_more = len(unfinished_shards(config)), rng.randrange(12)
+            wait_for(lambda: len(unfinished_shards(config)) >= n_before + n_more, process)  # noqa: B023
+            time.sleep(rng.random() * 0.02)
+            process.kill()
+            messages += process.communicate(timeout=30)[1]  # waits for the workers too: they must not live on
+            if config["out"].exists():  # a kill may also come when all is done
+                break
+            assert process.returncode == -signal.SIGKILL, messages
+            kills += 1
+        assert kills > 3
+        assert "going on in" in messages
+        assert contents(config["out"]) == contents(tmp_path / "at_once")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("overwrite", ["overwrite", "no"])
+    def test_killed_before_each_change_on_disk(
+        self, mixed: Path, tokenizer: Path, tmp_path: Path, overwrite: str
+    ) -> None:
+        at_once = tmp_path / "at_once"
+        prepare.main(prepare.Config(text=mixed, tokenizer=tokenizer, out=at_once, shard_tokens=40_000))
+        for n in range(100):
+            out = tmp_path / str(n) / "data"
+            if overwrite == "overwrite":
+                out.mkdir(parents=True)
+                (out / "precious.bin").write_text("old data")
+            command = [sys.executable, "-c", KILLS_ITSELF, mixed, tokenizer, out]
+            killed = subprocess.run([*command, str(n), overwrite], cwd=ROOT, capture_output=True, check=False)
+            if killed.returncode == 0:
+                break
+            assert killed.returncode == -signal.SIGKILL, killed.stderr
+            if out.exists():  # it is the old one or the new, whole
+                assert [*contents(out)] == ["precious.bin"] or contents(out) == contents(at_once)
+            elif overwrite == "overwrite":
+                old = next(out.parent.rglob("precious.bin"))
+                assert old.read_text() == "old data"
+            if overwrite == "overwrite" or not out.exists():
+                subprocess.run([*command, "1000", overwrite], cwd=ROOT, capture_output=True, check=True)
+            assert contents(out) == contents(at_once)
+            # what a kill at the very end leaves has no text in it, and the next run deletes it
+            assert {path.name for path in out.parent.iterdir()} <= {"data", ".data.unfinished", ".data.lock"}
+        assert 10 < n < 99
+
+    def test_ctrl_c_keeps_the_finished_shards(self, config: dict[str, Any], tmp_path: Path) -> None:
+        process = start(config)
+        wait_for(lambda: len(unfinished_shards(config)) > 3, process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        messages = process.communicate(timeout=30)[1]
+        assert process.returncode == 130, messages
+        assert "Traceback" not in messages
+        assert "finished shards: the same command goes on there" in messages
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".data.unfinished"]
+
+    def test_without_a_finished_shard_nothing_stays(self, config: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": bad}\n')
+        with pytest.raises(InputError, match="line 2 is not JSON"):
+            prepare.main(prepare.Config(**config | {"text": tmp_path / "a.jsonl"}))
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+
+    def test_shards_that_do_not_count_are_not_kept(self, config: dict[str, Any], tmp_path: Path) -> None:
+        stale = tmp_path / ".data.unfinished" / "data"  # as a kill leaves it before any progress is saved
+        stale.mkdir(parents=True)
+        (stale / "val_000000.bin").write_bytes(b"of another text")
+        prepare.main(prepare.Config(**config, held_out=0))
+        assert not list(config["out"].glob("val_*"))
+
+    def test_a_bad_line_late_in_the_text_keeps_what_was_done(self, config: dict[str, Any], tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 5000 + '{"text": bad}\n')
+        for _ in range(2):
+            with pytest.raises(InputError, match="line 5,001 is not JSON"):
+                prepare.main(prepare.Config(**config | {"text": tmp_path / "a.jsonl"}, workers=1))
+            assert (tmp_path / ".data.unfinished" / "progress.json").exists()
+
+    @pytest.mark.parametrize("change", ["text", "tokenizer", "held_out", "shard_tokens", "mtime"])
+    def test_other_settings_are_refused_or_start_over(
+        self, change: str, begun: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        (tmp_path / "text.txt").write_text("other text\n" * 1000)
+        train_tokenizer.main(
+            train_tokenizer.Config(text=tmp_path / "text.txt", vocab_size=258, out=tmp_path / "t.json")
+        )
+        changes = {
+            "text": {"text": tmp_path / "text.txt"}, "tokenizer": {"tokenizer": tmp_path / "t.json"},
+            "held_out": {"held_out": 0.1}, "shard_tokens": {"shard_tokens": 1001}, "mtime": {},
+        }  # fmt: skip
+        if change == "mtime":
+            os.utime(begun["text"] / "b.jsonl", (1, 1))
+        changed = prepare.Config(**begun | changes[change])
+        flag = "--text" if change == "mtime" else "--" + change.replace("_", "-")
+        before = unfinished_shards(begun)
+        with pytest.raises(InputError, match=f"holds unfinished work with another {flag}.*--overwrite to start over"):
+            prepare.main(changed)
+        assert unfinished_shards(begun) == before
+        prepare.main(replace(changed, overwrite=True))
+        assert "starting over" in caplog.text
+        prepare.main(replace(changed, out=tmp_path / "at_once"))
+        assert contents(begun["out"]) == contents(tmp_path / "at_once")
+        assert not (tmp_path / ".data.unfinished").exists()
+
+    def test_damaged_work_is_refused_or_starts_over(self, begun: dict[str, Any], tmp_path: Path) -> None:
+        shard = tmp_path / ".data.unfinished" / "data" / "train_000001.bin"
+        shard.write_bytes(shard.read_bytes()[:-1])
+        with pytest.raises(InputError, match=r"damaged .*train_000001.bin is damaged.*--overwrite to start over"):
+            prepare.main(prepare.Config(**begun))
+        prepare.main(prepare.Config(**begun, overwrite=True))
+        prepare.main(prepare.Config(**begun | {"out": tmp_path / "at_once"}))
+        assert contents(begun["out"]) == contents(tmp_path / "at_once")
+
+    def test_two_at_once_do_not_mix(self, config: dict[str, Any], tmp_path: Path) -> None:
+        first = start(config)
+        wait_for(lambda: unfinished_shards(config), first)
+        os.kill(first.pid, signal.SIGSTOP)
+        second = start(config)
+        assert f"error: another process is making {config['out']}" in second.communicate()[1]
+        assert second.returncode == 1
+        os.kill(first.pid, signal.SIGCONT)
+        first.communicate()
+        assert first.returncode == 0
+        prepare.main(prepare.Config(**config | {"out": tmp_path / "at_once"}))
+        assert contents(config["out"]) == contents(tmp_path / "at_once")
+
+
+def start(config: dict[str, Any]) -> "subprocess.Popen[str]":
+    """`prepare` as a user would start it."""
+    flags = [str(part) for name, value in config.items() for part in (f"--{name.replace('_', '-')}", value)]
+    command = [sys.executable, "-m", "working_with_text_data.prepare", *flags, "--workers", "2"]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def unfinished_shards(config: dict[str, Any]) -> list[str]:
+    data = config["out"].with_name(f".{config['out'].name}.unfinished") / "data"
+    return sorted(path.name for path in data.glob("*.bin"))
+
+
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    """Until something is so, or the process has ended."""
+    while not condition() and process.poll() is None:
+        time.sleep(0.002)
+
+
+class TestTrainTokenizer:
+    def test_never_sees_the_held_out_text(self, tmp_path: Path) -> None:
+        text = "aa bb cc dd\n" * 200
+        (tmp_path / "a.txt").write_text(text + "zzzzyyyy zzzzyyyy\n" * 5)
+        (tmp_path / "b.txt").write_text(text)
+        tokenizers = [
+            train_tokenizer.main(
+                train_tokenizer.Config(text=tmp_path / f"{name}.txt", vocab_size=280, out=tmp_path / f"{name}.json")
+            )
+            for name in "ab"
+        ]
+        assert not any(b"z" in spelling for i, spelling in tokenizers[0].vocab.items() if i > 255)
+        assert tokenizers[0].merges == tokenizers[1].merges
+
+    def test_never_sees_documents_held_out(self, tmp_path: Path) -> None:
+        lines = [json.dumps({"text": "zzzzyyyy" if n % 10 == 9 else f"aa bb cc {n % 7}"}) for n in range(200)]
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        config = train_tokenizer.Config(
+            text=tmp_path / "a.jsonl", vocab_size=280, out=tmp_path / "t.json", held_out=0.1
+        )
+        tokenizer = train_tokenizer.main(config)
+        assert not any(b"z" in spelling for i, spelling in tokenizer.vocab.items() if i > 255)
+        assert any(b"aa" in spelling for spelling in tokenizer.vocab.values())
+
+    def test_every_kind_of_text_teaches_the_same(self, tmp_path: Path, persuasion: str) -> None:
+        pages = [persuasion[i : i + 700] for i in range(0, 30_000, 700)]
+        lines = "".join(json.dumps({"text": page}) + "\n" for page in pages)
+        (tmp_path / "a.jsonl").write_text(lines)
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        parquet.write_table(pyarrow.table({"text": pages}), tmp_path / "a.parquet")
+        (tmp_path / "folder").mkdir()
+        for number, page in enumerate(pages):
+            (tmp_path / "folder" / f"{number:03d}.txt").write_bytes(page.encode())
+        merges = [
+            train_tokenizer.main(
+                train_tokenizer.Config(
+                    text=tmp_path / name, vocab_size=400, out=tmp_path / "t.json", overwrite=True, held_out=0
+                )
+            ).merges
+            for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "folder")
+        ]
+        assert all(each == merges[0] for each in merges)
+
+    @pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+    def test_the_pattern_and_the_normal_form_are_kept(self, tmp_path: Path, pattern: Any) -> None:
+        (tmp_path / "a.txt").write_text("cafe\u0301 1234567, cafe\u0301 1234567!\n" * 20)
+        config = train_tokenizer.Config(
+            text=tmp_path / "a.txt", vocab_size=300, out=tmp_path / "t.json", pattern=pattern, normalization="NFC"
+        )
+        tokenizer = train_tokenizer.main(config)
+        assert "caf\u00e9".encode() in tokenizer.vocab.values()
+        assert (b" 1234567" in tokenizer.vocab.values()) == (pattern == "gpt2")
+        loaded = Tokenizer.load(tmp_path / "t.json")
+        assert loaded.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")
+
+    def test_workers_change_nothing(self, tmp_path: Path, persuasion: str) -> None:
+        (tmp_path / "a.jsonl").write_text(
+            "".join(json.dumps({"text": persuasion[i : i + 700]}) + "\n" for i in range(0, 100_000, 700))
+        )
+        for workers in (1, 2):
+            out = tmp_path / f"{workers}.json"
+            train_tokenizer.main(
+                train_tokenizer.Config(text=tmp_path / "a.jsonl", vocab_size=400, out=out, workers=workers)
+            )
+        assert sha256(tmp_path / "1.json") == sha256(tmp_path / "2.json")
+
+    def test_rare_pairs_are_left_alone(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        (tmp_path / "a.txt").write_text(" common" * 10 + " a" * 3)
+        config = train_tokenizer.Config(
+            text=tmp_path / "a.txt", vocab_size=400, out=tmp_path / "t.json", min_frequency=4, held_out=0
+        )
+        with caplog.at_level("INFO"):
+            spellings = train_tokenizer.main(config).vocab.values()
+        assert b" common" in spellings
+        assert b" a" not in spellings
+        assert "no pair was left to merge after 263 tokens (--min-frequency 4)" in caplog.text
+
+    def test_the_vocabulary_has_the_size_asked_for(self, tmp_path: Path) -> None:
+        config = train_tokenizer.Config(text=CORPUS / "persuasion.txt", vocab_size=300, out=tmp_path / "t.json")
+        assert train_tokenizer.main(config).vocab_size == 300
+        assert Tokenizer.load(tmp_path / "t.json").vocab_size == 300
+
+    def test_bad_input(self, tmp_path: Path) -> None:
+        text = CORPUS / "persuasion.txt"
+        with pytest.raises(InputError, match="at least 257 .* got 255"):
+            train_tokenizer.main(train_tokenizer.Config(text=text, vocab_size=255, out=tmp_path / "t.json"))
+        for name, value in [("min_frequency", 0), ("workers", 0), ("held_out", -1)]:
+            with pytest.raises(InputError, match=f"must be at least [01].* got {value}"):
+                train_tokenizer.main(train_tokenizer.Config(text=text, out=tmp_path / "t.json", **{name: value}))
+        (tmp_path / "t.json").write_text("precious")
+        with pytest.raises(InputError, match=r"t\.json exists"):
+            train_tokenizer.main(train_tokenizer.Config(text=text, out=tmp_path / "t.json"))
+        assert (tmp_path / "t.json").read_text() == "precious"

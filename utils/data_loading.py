@@ -1,0 +1,142 @@
+"""Batches without end, prepared by other processes while the model computes, and resumed exactly.
+
+PyTorch's `DataLoader` has the processes, the pinned memory and the prefetching. What it lacks is a
+memory of where it stands: its workers read ahead, so what they have read is more than what was used.
+Here the order follows from the seed and the epoch's number alone, and only examples handed out count.
+Two numbers then say where reading stands, whatever the number of workers before and after.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from utils.files import InputError
+
+
+class ResumableLoader:
+    """Batches of a dataset, epoch after epoch; each epoch visits every example once, in an order of its own.
+
+    A batch may begin in one epoch and end in the next, so that all have the same size. Workers start with
+    the first batch; they end with `close()`, or when nothing refers to the loader any more.
+
+    Args:
+        dataset: a length, and an example for each index, which must depend on the index only. Its
+            examples are stacked into batches by PyTorch's `default_collate`.
+        batch_size: examples in a batch; may exceed the dataset's length.
+        seed: decides the order.
+        workers: processes that prepare batches ahead; with 0, `next()` does the work itself. Sending a batch
+            takes a millisecond or two, so workers pay where making it takes longer: token shards do not need them.
+        prefetch: batches that each worker prepares ahead.
+        device: where the batches will go. For CUDA they lie in pinned memory, from which
+            `.to(device, non_blocking=True)` copies while the program runs on. They are not moved here.
+
+    Raises:
+        InputError: if the dataset is empty or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        *,
+        workers: int = 0,
+        prefetch: int = 2,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        numbers = {"batch_size": (batch_size, 1), "seed": (seed, 0), "workers": (workers, 0), "prefetch": (prefetch, 1)}
+        for name, (number, least) in numbers.items():
+            if number < least:
+                raise InputError(f"{name} must be at least {least}, got {number}")
+        if not len(dataset):
+            raise InputError("the dataset is empty: there is nothing to make batches of")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.workers, self.prefetch, self.device = workers, prefetch, torch.device(device)
+        self.epoch = self.index = 0  # examples of this epoch that were handed out
+        self._batches: Any = None  # PyTorch's iterator, from the first batch on
+
+    def next(self) -> Any:
+        """The next batch: what an example is, with a first dimension of `batch_size`.
+
+        Raises:
+            Exception: what the dataset raised, also in a worker. The next call tries the same batch again.
+        """
+        if self._batches is None:
+            self._batches = self._start()
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            self.close()
+            raise
+        self.index += self.batch_size
+        while self.index > len(self.dataset):
+            self.epoch, self.index = self.epoch + 1, self.index - len(self.dataset)
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers and forget what they read ahead. `next()` would start them again, at the same place."""
+        batches, self._batches = self._batches, None
+        if batches is not None and self.workers:
+            # PyTorch does so when the last reference goes; but the traceback of a caught error may still hold one
+            batches._shutdown_workers()
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its examples were handed out."""
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where another loader of the same dataset and seed stood.
+
+        Raises:
+            InputError: if the dataset has fewer examples than were handed out.
+        """
+        if not 0 <= state["index"] <= len(self.dataset):
+            raise InputError(
+                f"{state['index']:,} examples of the epoch were read, but the dataset has {len(self.dataset):,}: "
+                "it is not the one that the state is of"
+            )
+        self.close()
+        self.epoch, self.index = state["epoch"], state["index"]
+
+    def _start(self) -> Iterator[Any]:
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.seed, self.epoch, self.index),
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
+            # there is no second pass to persist for; but so PyTorch ends workers in order when the program exits
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_reader,
+            # its own, as it draws a number: from the global generator, that would change the model's dropout
+            generator=torch.Generator(),
+        )
+        return iter(loader)
+
+
+def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
+    """The indices of batch after batch, from place `index` in the order of `epoch` on."""
+
+    def permutation() -> np.ndarray:
+        return np.random.default_rng((seed, epoch)).permutation(length)
+
+    order = permutation()[index:]
+    while True:
+        while len(order) < batch_size:
+            epoch += 1
+            order = np.concatenate([order, permutation()])
+        yield order[:batch_size].tolist()
+        order = order[batch_size:]
+
+
+def _leave_signals_to_the_reader(worker: int) -> None:
+    """Ctrl-C goes to a whole group of processes; the one that reads may want to finish its step and save first."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    else:  # Windows
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

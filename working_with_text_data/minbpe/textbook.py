@@ -1,0 +1,55 @@
+"""Byte-pair encoding as a textbook has it: nothing remembered, everything counted anew.
+
+Too slow for more than a page or two, and easy to believe. The tests hold the fast code against it, and
+`benchmark.py` measures what each step from here to there gains.
+"""
+
+from collections.abc import Iterable
+
+from working_with_text_data.minbpe.base import Pair, count_pairs, merge
+from working_with_text_data.minbpe.regex import RegexTokenizer
+
+
+def learn_merges(pieces: Iterable[bytes], n_merges: int) -> dict[Pair, int]:
+    """The first merges of a text: count every pair, merge the most frequent, count every pair again.
+
+    Ties go to the greater pair of byte strings, as in `trainer.py`.
+
+    Args:
+        pieces: of the text, in order, each as often as it occurs.
+        n_merges: fewer are returned when no pair is left before that.
+    """
+    text = [list(piece) for piece in pieces]
+    spelling = {i: bytes([i]) for i in range(256)}
+    merges: dict[Pair, int] = {}
+    for new_id in range(256, 256 + n_merges):
+        counts: dict[Pair, int] = {}
+        for ids in text:
+            count_pairs(ids, counts=counts)
+        if not counts:
+            break
+        best = max(counts, key=lambda pair: (counts[pair], spelling[pair[0]], spelling[pair[1]]))
+        merges[best] = new_id
+        spelling[new_id] = spelling[best[0]] + spelling[best[1]]
+        text = [merge(ids, best, new_id) for ids in text]
+    return merges
+
+
+def encode(text: str, tokenizer: RegexTokenizer, merges: dict[Pair, int]) -> list[int]:
+    """Token ids of a text: in each piece, merge the pair learned first, until none is left that was learned.
+
+    Args:
+        text: any string.
+        tokenizer: splits the text, and has the ids of the bytes.
+        merges: the tokenizer's own, `tokenizer.merges`.
+    """
+    encoded = []
+    for piece in tokenizer.split(text):
+        ids = [tokenizer.ranks[bytes([byte])] for byte in piece.encode("utf-8")]
+        while len(ids) > 1:
+            pair = min(count_pairs(ids), key=lambda pair: merges.get(pair, len(tokenizer.vocab)))
+            if pair not in merges:
+                break
+            ids = merge(ids, pair, merges[pair])
+        encoded += ids
+    return encoded
