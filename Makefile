@@ -28,7 +28,7 @@ lint: $(EVERYTHING)  ## check style and format
 
 notebooks: $(EVERYTHING)  ## execute every notebook and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
-		--ExecutePreprocessor.record_timing=False --coalesce-streams */[0-9]*.ipynb
+		--ExecutePreprocessor.record_timing=False --coalesce-streams */[0-9]*.ipynb */solutions/[0-9]*.ipynb
 
 notebook: $(EVERYTHING)  ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab

@@ -1,6 +1,7 @@
 """Every notebook runs from top to bottom as it is, and is committed as it ran."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
+LESSONS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
+NOTEBOOKS = [*LESSONS, *sorted(ROOT.glob("*/solutions/[0-9]*.ipynb"))]
 
 
 def cells(path: Path, kind: str) -> list[dict[str, Any]]:
@@ -19,11 +21,20 @@ def cells(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def ids(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}"
+    return str(path.relative_to(ROOT).with_suffix(""))
 
 
-def test_there_are_notebooks() -> None:
-    assert len(NOTEBOOKS) >= 2
+def test_every_chapter_of_text_data_has_its_solutions() -> None:
+    names = {path.name for path in LESSONS if path.parent.name == "working_with_text_data"}
+    assert len(names) >= 5
+    assert {path.name for path in NOTEBOOKS if path.parent.name == "solutions"} == names
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_links_lead_somewhere(path: Path) -> None:
+    for cell in cells(path, "markdown"):
+        for target in re.findall(r"\]\((?!http|#|attachment)([^)#]+)", "".join(cell["source"])):
+            assert (path.parent / target).exists(), target
 
 
 @pytest.mark.slow

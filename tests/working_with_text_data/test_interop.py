@@ -268,6 +268,21 @@ class TestProcesses:
         assert all(array.dtype == np.uint16 for array in arrays)
         assert [array.tolist() for array in arrays] == alone
 
+    def test_what_one_process_learned_the_others_know(self, persuasion: str) -> None:
+        teacher, pupil = GPT2Tokenizer(), GPT2Tokenizer()
+        ids = teacher.encode(persuasion)
+        lesson = teacher.lesson()
+        pupil.encode(persuasion[-20_000:] + "only the pupil has read this " * 100)  # it knows some of it already
+        pupil.take(lesson)
+        pupil._unit_encoder().encode_unit = None  # type: ignore[assignment]  # nothing is left to find out
+        assert pupil.encode(persuasion) == ids
+        assert pupil.lesson().units == teacher.lesson().units == []
+
+        reader = GPT2Tokenizer()
+        reader.encode_batch([persuasion], workers=2)
+        reader._unit_encoder().encode_unit = None  # type: ignore[assignment]
+        assert reader.encode(persuasion) == ids
+
     def test_texts_are_read_only_as_fast_as_they_are_used(self) -> None:
         read = 0
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 JOB_SIZE = 2**20  # bytes that are sent to a worker together
 
-_tokenizer: Tokenizer  # a worker's own
-
 
 def encode_stream(
     tokenizer: Tokenizer, texts: Iterable[str], workers: int = 1, on_part: Callable[[int], None] = lambda n: None
@@ -53,7 +51,7 @@ def encode_stream(
             done = (_encode(job, tokenizer) for job in jobs)
         else:
             pool = stack.enter_context(worker_pool(workers, _take_tokenizer, tokenizer))
-            done = map_in_order(pool, _encode, jobs, ahead=2 * workers)
+            done = _encode_together(tokenizer, pool, jobs, workers)
         for ids, is_last in itertools.chain.from_iterable(done):
             on_part(len(ids))
             unfinished.append(ids)
@@ -63,6 +61,7 @@ def encode_stream(
 
 
 Job = list[tuple[str, bool]]  # parts of texts, and whether each is its text's last
+Encoded = list[tuple[np.ndarray, bool]]  # their ids
 
 
 def _jobs(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Job]:
@@ -88,14 +87,51 @@ def _jobs(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[Job]:
         yield job
 
 
+def _encode(job: Job, tokenizer: Tokenizer) -> Encoded:
+    return [(tokenizer.encode_to_array(part), is_last) for part, is_last in job]
+
+
+def _encode_together(
+    tokenizer: Tokenizer, pool: ProcessPoolExecutor, jobs: Iterator[Job], workers: int
+) -> Iterator[Encoded]:
+    """Jobs done by workers that tell one another, and `tokenizer`, what they have learned.
+
+    Each new word costs a hundred times what a known one does, and the workers meet mostly the same ones.
+    With each job come the lessons that not every worker is known to have taken; a worker skips those it has.
+    """
+    lessons: list[Any] = []
+    taken: dict[int, int] = {}  # by process id: how many of the lessons
+
+    def with_lessons() -> Iterator[tuple[Job, int, list[Any]]]:
+        for job in jobs:
+            start = min(taken.values()) if len(taken) == workers else 0
+            yield job, start, lessons[start:]
+
+    for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=2 * workers):
+        taken[worker] = n_taken
+        if lesson is not None:
+            lessons.append(lesson)
+            tokenizer.take(lesson)
+        yield encoded
+
+
+_tokenizer: Tokenizer  # a worker's own
+_n_taken = 0
+
+
 def _take_tokenizer(tokenizer: Tokenizer) -> None:
     global _tokenizer
     _tokenizer = tokenizer
+    tokenizer.lesson()  # what it has learned already, all have
 
 
-def _encode(job: Job, tokenizer: Tokenizer | None = None) -> list[tuple[np.ndarray, bool]]:
-    encode = (tokenizer or _tokenizer).encode_to_array
-    return [(encode(part), is_last) for part, is_last in job]
+def _work(task: tuple[Job, int, list[Any]]) -> tuple[Encoded, int, int, Any]:
+    global _n_taken
+    job, start, lessons = task
+    for lesson in lessons[max(0, _n_taken - start) :]:
+        _tokenizer.take(lesson)
+    _n_taken = max(_n_taken, start + len(lessons))
+    return _encode(job, _tokenizer), os.getpid(), _n_taken, _tokenizer.lesson()
 
 
 # -- processes ---------------------------------------------------------------------------------------------

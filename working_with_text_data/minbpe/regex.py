@@ -18,7 +18,7 @@ from utils.files import InputError
 from working_with_text_data.minbpe.base import Normalization, Tokenizer, lone_surrogate, merge_by_rank
 from working_with_text_data.minbpe.counting import count_pieces
 from working_with_text_data.minbpe.unicode_classes import compile_pattern
-from working_with_text_data.minbpe.unit_encoder import UnitEncoder
+from working_with_text_data.minbpe.unit_encoder import Lesson, UnitEncoder
 from working_with_text_data.minbpe.units import GPT2_CUTS, GPT4_CUTS
 
 if TYPE_CHECKING:
@@ -81,9 +81,20 @@ class RegexTokenizer(Tokenizer):
 
     def _encode_units(self, text: str) -> np.ndarray:
         """The same ids by another way, which looks each distinct unit up once: see `units.py`."""
+        return self._unit_encoder().encode(text.encode("utf-8"))
+
+    def _unit_encoder(self) -> UnitEncoder:
         if self._units is None:
-            self._units = UnitEncoder(CUTS[self.pattern], self._encode_pieces, largest_id=max(self.ranks.values()))
-        return self._units.encode(text.encode("utf-8"))
+            self._units = UnitEncoder(CUTS[self.pattern], self._encode_unit, largest_id=max(self.ranks.values()))
+        return self._units
+
+    def _encode_unit(self, unit: bytes) -> list[int]:
+        """Ids of one unit. Most are a single piece, and the caller remembers those."""
+        text = unit.decode("utf-8")
+        if len(self.split(text)) > 1:
+            return self._encode_pieces(text)
+        rank = self.ranks.get(unit)
+        return [self.ranks[token] for token in merge_by_rank(unit, self.ranks)] if rank is None else [rank]
 
     def parts(self, text: str, size: int) -> Iterator[str]:
         if self.pattern not in CUTS or len(text) <= size:
@@ -95,6 +106,12 @@ class RegexTokenizer(Tokenizer):
             raise lone_surrogate(text) from error
         for part in CUTS[self.pattern].parts(data, size):
             yield part.decode("utf-8")
+
+    def lesson(self) -> Lesson | None:
+        return self._units.lesson() if self._units else None
+
+    def take(self, lesson: Lesson) -> None:
+        self._unit_encoder().take(lesson)
 
     def _encode_pieces(self, text: str) -> list[int]:
         """The obvious way: split, then merge what is in neither vocabulary nor cache."""

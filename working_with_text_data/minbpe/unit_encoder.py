@@ -1,6 +1,7 @@
 """Encode a long text unit by unit: each distinct unit once, all its occurrences by array indexing."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,16 +10,26 @@ from working_with_text_data.minbpe.units import TOO_LONG, Cuts, Units
 WIDTH = 4  # ids a unit may have to be looked up by indexing; the rare longer ones are put in afterwards
 
 
+class Lesson(NamedTuple):
+    """What one process has found out, and another need not find out again."""
+
+    units: list[bytes]
+    ids: np.ndarray
+    """(len(units), WIDTH)"""
+    many: dict[int, list[int]]
+    """The ids of those that have more, by their place in `units`."""
+
+
 class UnitEncoder:
     """Token ids of UTF-8 text, equal to `encode_unit` of the whole.
 
     Args:
         cuts: of the pattern that `encode_unit` splits by.
-        encode_unit: ids of any text, the slow way.
+        encode_unit: ids of any UTF-8 text, the slow way.
         largest_id: that `encode_unit` can give.
     """
 
-    def __init__(self, cuts: Cuts, encode_unit: Callable[[str], list[int]], largest_id: int) -> None:
+    def __init__(self, cuts: Cuts, encode_unit: Callable[[bytes], list[int]], largest_id: int) -> None:
         self.units = Units(cuts)
         self.encode_unit = encode_unit
         self.dtype = np.dtype(np.uint16 if largest_id < 2**16 - 1 else np.uint32)
@@ -30,8 +41,8 @@ class UnitEncoder:
         self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # a row a unit; all absent if it has more ids
         self._ids[TOO_LONG] = self.absent
         self._many: dict[int, list[int]] = {}  # the ids of those
-        self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # of these rows
-        self._known = 1
+        self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # in each row
+        self._known = self._taught = 1
 
     def encode(self, text: bytes) -> np.ndarray:
         """Ids of a UTF-8 text: uint16 or uint32, as `largest_id` demands."""
@@ -53,7 +64,7 @@ class UnitEncoder:
         for i in many.tolist():
             number = int(numbers[i])
             if number == TOO_LONG:
-                found.append(self.encode_unit(text[bounds[i] : bounds[i + 1]].decode("utf-8")))
+                found.append(self.encode_unit(text[bounds[i] : bounds[i + 1]]))
             else:
                 found.append(self._many[number])
         before = np.cumsum(n_ids)[many]
@@ -62,18 +73,37 @@ class UnitEncoder:
 
     def _learn(self) -> None:
         """Encode the units numbered since the last time."""
-        total = len(self.units.spelling)
-        if total == self._known:
-            return
-        while total > len(self._ids):
+        new = self.units.spelling[self._known :]
+        if new:
+            encoded = [self.encode_unit(unit) for unit in new]
+            many = {i: ids for i, ids in enumerate(encoded) if len(ids) > WIDTH}
+            padding = [self.absent] * WIDTH
+            rows = [padding if len(ids) > WIDTH else ids + padding[len(ids) :] for ids in encoded]
+            self._store(np.array(rows, dtype=self.dtype), many)
+
+    def _store(self, rows: np.ndarray, many: dict[int, list[int]]) -> None:
+        """Keep the ids of the units numbered since the last time."""
+        start = self._known
+        self._known += len(rows)
+        while self._known > len(self._ids):
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
             self._n_ids = np.concatenate([self._n_ids, np.zeros_like(self._n_ids)])
-        rows = []
-        for number in range(self._known, total):
-            ids = self.encode_unit(self.units.spelling[number].decode("utf-8"))
-            if len(ids) > WIDTH:
-                self._many[number], ids = ids, []
-            self._n_ids[number] = len(ids)
-            rows.append(ids + [self.absent] * (WIDTH - len(ids)))
-        self._ids[self._known : total] = rows
-        self._known = total
+        self._ids[start : self._known] = rows
+        self._n_ids[start : self._known] = np.count_nonzero(rows != self.absent, axis=1)
+        self._many |= {start + i: ids for i, ids in many.items()}
+
+    # -- several processes ---------------------------------------------------------------------------
+
+    def lesson(self) -> Lesson:
+        """What was learned here since the last lesson, given or taken."""
+        start, self._taught = self._taught, self._known
+        many = {number - start: ids for number, ids in self._many.items() if number >= start}
+        return Lesson(self.units.spelling[start : self._known], self._ids[start : self._known].copy(), many)
+
+    def take(self, lesson: Lesson) -> None:
+        """Learn what another encoder of the same tokenizer has learned."""
+        fresh = [i for i, unit in enumerate(lesson.units) if self.units.add(unit) >= self._known]
+        places = {i: place for place, i in enumerate(fresh)}
+        many = {places[i]: ids for i, ids in lesson.many.items() if i in places}
+        self._store(lesson.ids[fresh], many)
+        self._taught = self._known

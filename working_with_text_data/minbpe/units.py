@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 
 CHUNK = 2**18  # bytes that are worked on together: small enough for the processor's cache
-TABLE_BITS = 18
+TABLE_BITS = 19
 KEY_LENGTH = 15  # bytes of a unit that the table can hold
 LONGEST = 64  # bytes of a unit that the dictionary can hold
 MAX_UNITS = 200_000  # all numbers are forgotten when there are more; 40 MB of novels have 140,000
@@ -70,13 +70,18 @@ class Cuts:
         return np.flatnonzero(cut)
 
     def parts(self, text: bytes, size: int) -> Iterator[bytes]:
-        """`text` in parts of whole units, of at most `size` bytes each but for one huge unit."""
+        """`text` in parts of whole units, of at most `size` bytes each but for one huge unit.
+
+        A part never ends in white space, unless the text does: the pieces of white space depend on what follows.
+        """
         start, length, look_at = 0, size, 4096  # bytes at the end of a part in which a cut is looked for
         while len(text) - start > length:
             look_at = min(look_at, length)
-            bounds = self.bounds(text[start + length - look_at : start + length])
-            if len(bounds) > 2:
-                end = start + length - look_at + int(bounds[-2])
+            window = text[start + length - look_at : start + length]
+            cuts = reversed(self.bounds(window)[1:-1].tolist())
+            cut = next((cut for cut in cuts if window[cut - 1] not in SPACES), None)
+            if cut is not None:
+                end = start + length - look_at + cut
                 yield text[start:end]
                 start, length, look_at = end, size, 4096
             elif look_at < length:
@@ -87,13 +92,14 @@ class Cuts:
             yield text[start:]
 
 
-# GPT-2 gives a space to what follows it, and other white space to nothing. An apostrophe may begin "'s".
+# GPT-2 gives a space to what follows it, and other white space to nothing. An apostrophe may begin "'s" or "'re".
 GPT2_CUTS = Cuts(
     between=(
         (LETTERS, DIGITS | OTHERS | SPACES),
         (DIGITS, LETTERS | OTHERS | SPACES),
         (OTHERS, DIGITS | SPACES),
         (OTHERS - frozenset(b"'"), LETTERS),
+        (frozenset(b"'"), LETTERS - frozenset(b"sdmtlvr")),
         (NO_SPACE_ENDS, SPACES),
         (SPACES - frozenset(b" "), LETTERS | DIGITS | OTHERS | NO_SPACE_BEGINS),
     ),
@@ -159,19 +165,22 @@ class Units:
         return numbers
 
     def _look_up(self, text: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        numbers, spelling = self._numbers, self.spelling
+        numbers = self._numbers
         found = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             unit = text[start:end]
             number = numbers.get(unit)
             if number is None:
-                if end - start > LONGEST:
-                    number = TOO_LONG
-                else:
-                    number = numbers[unit] = len(spelling)
-                    spelling.append(unit)
+                number = TOO_LONG if end - start > LONGEST else self.add(unit)
             found.append(number)
         return np.array(found, dtype=np.int64)
+
+    def add(self, unit: bytes) -> int:
+        """The number of a unit of up to LONGEST bytes, the next one if it is new."""
+        number = self._numbers.setdefault(unit, len(self.spelling))
+        if number == len(self.spelling):
+            self.spelling.append(unit)
+        return number
 
 
 _LOW_MASK = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(KEY_LENGTH + 1)], dtype=np.uint64)

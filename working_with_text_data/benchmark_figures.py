@@ -1,0 +1,169 @@
+"""Tables and figures of `benchmark.py`, from its stored results alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, figure, save_svg
+
+Row = dict[str, Any]
+TITLES = {"gpt2": "GPT-2", "cl100k_base": "GPT-4"}
+PARTS = ("encoding", "batch", "steps", "training")
+CONTENDER_COLORS = {"ours": BLUE, "ours, as array": GREEN, "tiktoken": ORANGE, "tokenizers": PURPLE}
+
+
+def load(results: Path) -> dict[str, Row]:
+    """The parts that have been measured."""
+    return {
+        part: json.loads((results / f"{part}.json").read_bytes())
+        for part in PARTS
+        if (results / f"{part}.json").exists()
+    }
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+
+def tables(results: Path) -> str:
+    """All tables, in Markdown."""
+    stored = load(results)
+    made = {"encoding": encoding_table, "batch": batch_table, "steps": steps_table, "training": training_table}
+    return "\n\n".join(made[part](result) for part, result in stored.items())
+
+
+def encoding_table(result: Row) -> str:
+    """Speed, memory and compression of each tokenizer on each text."""
+    lines = [
+        "| text | ids of | tokenizer | encode, cold | warm | decode | memory | bytes a token |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        cells = [f"{row['text']} ({row['bytes'] / 1e6:.1f} MB)", TITLES[row["encoding"]], row["tokenizer"]]
+        for state in ("cold", "warm", "decode"):
+            cells.append(f"{_millions(row[f'{state}_tokens_per_second'])} ({row[f'{state}_of_tiktoken']:.2f})")
+        cells += [f"{row['memory_mb']['median']:.0f} MB", f"{row['bytes_per_token']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def batch_table(result: Row) -> str:
+    """Several processes or threads."""
+    lines = [
+        "| tokenizer | workers | cold, s | times one | warm, s | times one |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        cold, warm = _seconds(row["cold_seconds"]), _seconds(row["warm_seconds"])
+        speedups = f"{row['cold_speedup']:.2f}", f"{row['warm_speedup']:.2f}"
+        lines.append(f"| {row['tokenizer']} | {row['workers']} | {cold} | {speedups[0]} | {warm} | {speedups[1]} |")
+    return "\n".join(lines)
+
+
+def steps_table(result: Row) -> str:
+    """From the textbook to here."""
+    lines = ["| | step | seconds | times the textbook |", "| --- | --- | ---: | ---: |"]
+    for row in result["rows"]:
+        times = f"{row['times_the_textbook']:,.0f}"
+        lines.append(f"| {row['what']} | {row['step']} | {_seconds(row['seconds'])} | {times} |")
+    return "\n".join(lines)
+
+
+def training_table(result: Row) -> str:
+    """Against Hugging Face's trainer, and with two processes."""
+    versus, counting = result["versus"], result["counting"]
+    return "\n".join(
+        [
+            f"| {versus['bytes'] / 1e6:.0f} MB to {versus['vocab_size']:,} tokens, one thread | seconds | memory |",
+            "| --- | ---: | ---: |",
+            f"| ours | {_seconds(versus['ours'])} | {versus['ours_memory_mb']:.0f} MB |",
+            f"| tokenizers | {_seconds(versus['tokenizers'])} | {versus['tokenizers_memory_mb']:.0f} MB |",
+            "",
+            f"| counting {counting['pieces']:,} pieces | seconds |",
+            "| --- | ---: |",
+            f"| one process | {_seconds(counting['one'])} |",
+            f"| two processes | {_seconds(counting['two'])} |",
+        ]
+    )
+
+
+def _millions(spread: Row) -> str:
+    return _with_deviation(spread, 1e-6, " M/s")
+
+
+def _seconds(spread: Row) -> str:
+    return _with_deviation(spread, 1, "")
+
+
+def _with_deviation(spread: Row, scale: float, unit: str) -> str:
+    mean = spread["mean"] * scale
+    digits = 2 if mean >= 0.1 else 4
+    deviation = "" if spread["sd"] is None else f" ± {spread['sd'] * scale:.{digits}f}"
+    return f"{mean:.{digits}f}{deviation}{unit}"
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+
+def draw_all(results: Path, figures: Path) -> None:
+    """Write one SVG for each part that has been measured, `batch` excepted."""
+    stored = load(results)
+    if "encoding" in stored:
+        draw_encoding(stored["encoding"], figures / "encoding.svg")
+    if "steps" in stored:
+        draw_steps(stored["steps"], figures / "steps.svg")
+    if "training" in stored:
+        draw_training(stored["training"], figures / "training.svg")
+
+
+def draw_encoding(result: Row, path: Path) -> None:
+    """Tokens a second of each contender, cold and warm, on each text, with GPT-2's and GPT-4's ids."""
+    with figure(2, figsize=(10, 3.8), sharey=True) as (drawing, axes):
+        for axis, encoding in zip(axes, TITLES, strict=True):
+            rows = [row for row in result["rows"] if row["encoding"] == encoding and row["tokenizer"] != "textbook"]
+            texts = list(dict.fromkeys(row["text"] for row in rows))
+            for offset, (name, color) in enumerate(CONTENDER_COLORS.items()):
+                for row in rows:
+                    if row["tokenizer"] != name:
+                        continue
+                    x = texts.index(row["text"]) + (offset - 1.5) * 0.2
+                    for state, alpha in (("warm", 0.45), ("cold", 1.0)):
+                        speed = row[f"{state}_tokens_per_second"]
+                        axis.bar(x, speed["mean"] / 1e6, 0.18, color=color, alpha=alpha)
+            axis.set_xticks(range(len(texts)), texts)
+            axis.set_title(f"{TITLES[encoding]}'s ids")
+        axes[0].set_ylabel("million tokens a second")
+        for name, color in CONTENDER_COLORS.items():
+            axes[1].bar(0, 0, color=color, label=name)
+        axes[1].legend(title="full: cold, pale: warm cache")
+        save_svg(drawing, path)
+
+
+def draw_steps(result: Row, path: Path) -> None:
+    """How many times as fast as the textbook each optimisation makes encoding and training."""
+    with figure(2, figsize=(10, 2.8)) as (drawing, axes):
+        for axis, what in zip(axes, ("encoding", "training"), strict=True):
+            rows = [row for row in result["rows"] if row["what"] == what]
+            names, times = [row["step"] for row in rows], [row["times_the_textbook"] for row in rows]
+            axis.barh(names, times, color=BLUE if what == "encoding" else ORANGE)
+            for y, value in enumerate(times):
+                axis.text(value * 1.1, y, f"{value:,.0f}", va="center", color=INK)
+            axis.set(xscale="log", xlabel="times as fast as the textbook", title=what, xlim=(0.7, max(times) * 4))
+            axis.invert_yaxis()
+        save_svg(drawing, path)
+
+
+def draw_training(result: Row, path: Path) -> None:
+    """Training time against the size of the text and of the vocabulary, on log axes, with the fitted power."""
+    with figure(2, figsize=(10, 3.4)) as (drawing, axes):
+        for axis, key, label in zip(axes, ("by_size", "by_vocab"), ("bytes of text", "vocabulary"), strict=True):
+            growth = result[key]
+            medians = [spread["median"] for spread in growth["seconds"]]
+            axis.errorbar(
+                growth["x"], medians, yerr=[spread["sd"] or 0 for spread in growth["seconds"]], fmt="o", color=BLUE
+            )
+            middle = len(medians) // 2
+            fitted = [medians[middle] * (x / growth["x"][middle]) ** growth["exponent"] for x in growth["x"]]
+            axis.plot(growth["x"], fitted, "--", color=ORANGE, label=f"time ~ {label} ^ {growth['exponent']:.2f}")
+            axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds to train")
+            axis.legend()
+        save_svg(drawing, path)
