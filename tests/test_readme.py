@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from working_with_text_data.benchmark_figures import tables
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [
     ROOT,
@@ -69,6 +71,10 @@ def fresh_machine_passage() -> str:
     )
 
 
+def tokenizer_passage() -> str:
+    return tables(ROOT / "working_with_text_data" / "results")
+
+
 @pytest.mark.parametrize(
     ("file", "passage"),
     [
@@ -76,6 +82,7 @@ def fresh_machine_passage() -> str:
         ("README.md", demo_passage),
         ("README.md", fresh_machine_passage),
         ("pretraining/README.md", speed_passage),
+        ("working_with_text_data/README.md", tokenizer_passage),
     ],
 )
 def test_numbers_are_those_measured(file: str, passage: Any) -> None:
@@ -93,6 +100,7 @@ FRESH_CLONE = {"python3 -m venv", ".venv/bin/pip", ".venv/bin/python -m pretrain
 IN_PLACE = {  # what to append, so that it is done in seconds
     "python -m working_with_text_data.train_tokenizer": "--vocab-size 300",
     "python -m working_with_text_data.prepare": "",
+    "python -m working_with_text_data.inspect_tokens": "",
     "python -m pretraining.simple --data": "--steps 2 --compile off --d-model 32 --context-length 32",
     "python -m pretraining.evaluate": "",
     "python -m gpt_model.generate --run runs/mine": "--max-new-tokens 5",
@@ -106,6 +114,7 @@ ELSEWHERE = {
     "make test": "excepted: this is it",
     "make clean": "test_a_fresh_clone_with_make",
     "PIP_EXTRA_INDEX_URL=": "needs a host that is no package registry of the test machine's",
+    "python -m working_with_text_data.benchmark": "test_benchmark.py",
     "python -m pretraining.benchmark": "half an hour: its result files are compared instead",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone_without_make",
 }
@@ -122,7 +131,8 @@ def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> No
     """In order, in a folder of their own, with my_text.txt as the README has it."""
     (tmp_path / "my_text.txt").write_text(persuasion[:80_000], encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    lines = [line for line in commands(ROOT / "README.md") if any(line.startswith(known) for known in IN_PLACE)]
+    shown = [*commands(ROOT / "README.md"), *commands(ROOT / "working_with_text_data" / "README.md")]
+    lines = [line for line in dict.fromkeys(shown) if any(line.startswith(known) for known in IN_PLACE)]
     assert len(lines) >= 5
     for line in lines:
         extra = next(extra for known, extra in IN_PLACE.items() if line.startswith(known))
@@ -217,5 +227,5 @@ def test_a_fresh_clone_without_make(clone: Path) -> None:
 
 
 if __name__ == "__main__":
-    for passage in (summary_passage, demo_passage, fresh_machine_passage, speed_passage):
+    for passage in (summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage):
         print(passage(), end="\n\n")

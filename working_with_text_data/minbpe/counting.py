@@ -30,7 +30,7 @@ def count_pieces(
         return counter.result()
     everybody = multiprocessing.get_context(START_METHOD).Barrier(workers)
     with worker_pool(workers, _take_counter, split, cuts, everybody) as pool:
-        for _ in map_in_order(pool, _add, _jobs(documents, cuts), ahead=2 * workers):
+        for _ in map_in_order(pool, _add, _jobs(documents, cuts), ahead=workers + 1):
             pass
         counts = [pool.submit(_result) for _ in range(workers)]
         return sum((count.result() for count in counts), Counter())

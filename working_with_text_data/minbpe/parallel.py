@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from working_with_text_data.minbpe.base import Tokenizer
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-JOB_SIZE = 2**20  # bytes that are sent to a worker together
+JOB_SIZE = 2**18  # bytes that are sent to a worker together
 
 
 def encode_stream(
@@ -99,20 +100,20 @@ def _encode_together(
     Each new word costs a hundred times what a known one does, and the workers meet mostly the same ones.
     With each job come the lessons that not every worker is known to have taken; a worker skips those it has.
     """
-    lessons: list[Any] = []
+    lessons: list[bytes] = []  # pickled: this process hands most of them on unread
     taken: dict[int, int] = {}  # by process id: how many of the lessons
 
-    def with_lessons() -> Iterator[tuple[Job, int, list[Any]]]:
+    def with_lessons() -> Iterator[tuple[Job, int, list[bytes]]]:
         for job in jobs:
             start = min(taken.values()) if len(taken) == workers else 0
             yield job, start, lessons[start:]
 
-    for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=2 * workers):
+    for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=workers + 1):
         taken[worker] = n_taken
-        if lesson is not None:
-            lessons.append(lesson)
-            tokenizer.take(lesson)
+        lessons.append(lesson)
         yield encoded
+    for lesson in lessons:
+        tokenizer.take(pickle.loads(lesson))
 
 
 _tokenizer: Tokenizer  # a worker's own
@@ -125,13 +126,14 @@ def _take_tokenizer(tokenizer: Tokenizer) -> None:
     tokenizer.lesson()  # what it has learned already, all have
 
 
-def _work(task: tuple[Job, int, list[Any]]) -> tuple[Encoded, int, int, Any]:
+def _work(task: tuple[Job, int, list[bytes]]) -> tuple[Encoded, int, int, bytes]:
     global _n_taken
     job, start, lessons = task
     for lesson in lessons[max(0, _n_taken - start) :]:
-        _tokenizer.take(lesson)
+        _tokenizer.take(pickle.loads(lesson))
     _n_taken = max(_n_taken, start + len(lessons))
-    return _encode(job, _tokenizer), os.getpid(), _n_taken, _tokenizer.lesson()
+    encoded = _encode(job, _tokenizer)
+    return encoded, os.getpid(), _n_taken, pickle.dumps(_tokenizer.lesson())
 
 
 # -- processes ---------------------------------------------------------------------------------------------

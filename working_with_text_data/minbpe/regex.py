@@ -34,6 +34,7 @@ TIKTOKEN_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p
 CUTS = {GPT2_PATTERN: GPT2_CUTS, TIKTOKEN_GPT2_PATTERN: GPT2_CUTS, GPT4_PATTERN: GPT4_CUTS}
 CACHE_SIZE = 200_000  # distinct pieces whose ids are remembered; a novel has about 15,000
 LONGEST_CACHED = 64  # characters of a piece that is remembered
+SPACE = ord(" ")
 SHORT = 4096  # characters of a text for which NumPy's overhead does not pay
 
 
@@ -90,9 +91,10 @@ class RegexTokenizer(Tokenizer):
 
     def _encode_unit(self, unit: bytes) -> list[int]:
         """Ids of one unit. Most are a single piece, and the caller remembers those."""
-        text = unit.decode("utf-8")
-        if len(self.split(text)) > 1:
-            return self._encode_pieces(text)
+        if not (unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha())):  # such a word is one piece
+            text = unit.decode("utf-8")
+            if len(self.split(text)) > 1:
+                return self._encode_pieces(text)
         rank = self.ranks.get(unit)
         return [self.ranks[token] for token in merge_by_rank(unit, self.ranks)] if rank is None else [rank]
 
@@ -110,8 +112,9 @@ class RegexTokenizer(Tokenizer):
     def lesson(self) -> Lesson | None:
         return self._units.lesson() if self._units else None
 
-    def take(self, lesson: Lesson) -> None:
-        self._unit_encoder().take(lesson)
+    def take(self, lesson: Lesson | None) -> None:
+        if lesson is not None:
+            self._unit_encoder().take(lesson)
 
     def _encode_pieces(self, text: str) -> list[int]:
         """The obvious way: split, then merge what is in neither vocabulary nor cache."""

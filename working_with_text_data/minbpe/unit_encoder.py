@@ -1,6 +1,7 @@
 """Encode a long text unit by unit: each distinct unit once, all its occurrences by array indexing."""
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -74,14 +75,18 @@ class UnitEncoder:
     def _learn(self) -> None:
         """Encode the units numbered since the last time."""
         new = self.units.spelling[self._known :]
-        if new:
-            encoded = [self.encode_unit(unit) for unit in new]
-            many = {i: ids for i, ids in enumerate(encoded) if len(ids) > WIDTH}
-            padding = [self.absent] * WIDTH
-            rows = [padding if len(ids) > WIDTH else ids + padding[len(ids) :] for ids in encoded]
-            self._store(np.array(rows, dtype=self.dtype), many)
+        if not new:
+            return
+        encoded = [self.encode_unit(unit) for unit in new]
+        n_ids = np.fromiter(map(len, encoded), dtype=np.int64, count=len(new))
+        many = {i: encoded[i] for i in np.flatnonzero(n_ids > WIDTH).tolist()}
+        for i in many:
+            n_ids[i], encoded[i] = 0, []
+        rows = np.full((len(new), WIDTH), self.absent, dtype=self.dtype)
+        rows[np.arange(WIDTH) < n_ids[:, None]] = list(chain.from_iterable(encoded))
+        self._store(rows, n_ids, many)
 
-    def _store(self, rows: np.ndarray, many: dict[int, list[int]]) -> None:
+    def _store(self, rows: np.ndarray, n_ids: np.ndarray, many: dict[int, list[int]]) -> None:
         """Keep the ids of the units numbered since the last time."""
         start = self._known
         self._known += len(rows)
@@ -89,7 +94,7 @@ class UnitEncoder:
             self._ids = np.concatenate([self._ids, np.empty_like(self._ids)])
             self._n_ids = np.concatenate([self._n_ids, np.zeros_like(self._n_ids)])
         self._ids[start : self._known] = rows
-        self._n_ids[start : self._known] = np.count_nonzero(rows != self.absent, axis=1)
+        self._n_ids[start : self._known] = n_ids
         self._many |= {start + i: ids for i, ids in many.items()}
 
     # -- several processes ---------------------------------------------------------------------------
@@ -102,8 +107,8 @@ class UnitEncoder:
 
     def take(self, lesson: Lesson) -> None:
         """Learn what another encoder of the same tokenizer has learned."""
-        fresh = [i for i, unit in enumerate(lesson.units) if self.units.add(unit) >= self._known]
-        places = {i: place for place, i in enumerate(fresh)}
-        many = {places[i]: ids for i, ids in lesson.many.items() if i in places}
-        self._store(lesson.ids[fresh], many)
+        fresh = self.units.add_all(lesson.units)
+        many = {place: lesson.many[i] for place, i in enumerate(fresh) if i in lesson.many} if lesson.many else {}
+        rows = lesson.ids[fresh]
+        self._store(rows, np.count_nonzero(rows != self.absent, axis=1), many)
         self._taught = self._known

@@ -165,22 +165,28 @@ class Units:
         return numbers
 
     def _look_up(self, text: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        numbers = self._numbers
+        numbers, spelling = self._numbers, self.spelling
         found = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             unit = text[start:end]
             number = numbers.get(unit)
             if number is None:
-                number = TOO_LONG if end - start > LONGEST else self.add(unit)
+                if end - start > LONGEST:
+                    number = TOO_LONG
+                else:
+                    number = numbers[unit] = len(spelling)
+                    spelling.append(unit)
             found.append(number)
         return np.array(found, dtype=np.int64)
 
-    def add(self, unit: bytes) -> int:
-        """The number of a unit of up to LONGEST bytes, the next one if it is new."""
-        number = self._numbers.setdefault(unit, len(self.spelling))
-        if number == len(self.spelling):
-            self.spelling.append(unit)
-        return number
+    def add_all(self, units: list[bytes]) -> list[int]:
+        """Number units, all different, of up to LONGEST bytes; return the places of those that were new."""
+        known = self._numbers
+        fresh = [i for i, unit in enumerate(units) if unit not in known]
+        new = [units[i] for i in fresh]
+        known.update(zip(new, range(len(self.spelling), len(self.spelling) + len(new)), strict=True))
+        self.spelling += new
+        return fresh
 
 
 _LOW_MASK = np.array([(1 << 8 * min(n, 8)) - 1 for n in range(KEY_LENGTH + 1)], dtype=np.uint64)
