@@ -116,54 +116,84 @@ def draw_all(results: Path, figures: Path) -> None:
 
 
 def draw_encoding(result: Row, path: Path) -> None:
-    """Tokens a second of each contender, cold and warm, on each text, with GPT-2's and GPT-4's ids."""
+    """`plot_encoding` as a file."""
     with figure(2, figsize=(10, 3.8), sharey=True) as (drawing, axes):
-        for axis, encoding in zip(axes, TITLES, strict=True):
-            rows = [row for row in result["rows"] if row["encoding"] == encoding and row["tokenizer"] != "textbook"]
-            texts = list(dict.fromkeys(row["text"] for row in rows))
-            for offset, (name, color) in enumerate(CONTENDER_COLORS.items()):
-                for row in rows:
-                    if row["tokenizer"] != name:
-                        continue
-                    x = texts.index(row["text"]) + (offset - 1.5) * 0.2
-                    for state, alpha in (("warm", 0.45), ("cold", 1.0)):
-                        speed = row[f"{state}_tokens_per_second"]
-                        axis.bar(x, speed["mean"] / 1e6, 0.18, color=color, alpha=alpha)
-            axis.set_xticks(range(len(texts)), texts)
-            axis.set_title(f"{TITLES[encoding]}'s ids")
-        axes[0].set_ylabel("million tokens a second")
-        for name, color in CONTENDER_COLORS.items():
-            axes[1].bar(0, 0, color=color, label=name)
-        axes[1].legend(title="full: cold, pale: warm cache")
+        plot_encoding(axes, result)
         save_svg(drawing, path)
 
 
 def draw_steps(result: Row, path: Path) -> None:
-    """How many times as fast as the textbook each optimisation makes encoding and training."""
+    """`plot_steps` as a file."""
     with figure(2, figsize=(10, 2.8)) as (drawing, axes):
-        for axis, what in zip(axes, ("encoding", "training"), strict=True):
-            rows = [row for row in result["rows"] if row["what"] == what]
-            names, times = [row["step"] for row in rows], [row["times_the_textbook"] for row in rows]
-            axis.barh(names, times, color=BLUE if what == "encoding" else ORANGE)
-            for y, value in enumerate(times):
-                axis.text(value * 1.1, y, f"{value:,.0f}", va="center", color=INK)
-            axis.set(xscale="log", xlabel="times as fast as the textbook", title=what, xlim=(0.7, max(times) * 4))
-            axis.invert_yaxis()
+        plot_steps(axes, result)
         save_svg(drawing, path)
 
 
 def draw_training(result: Row, path: Path) -> None:
-    """Training time against the size of the text and of the vocabulary, on log axes, with the fitted power."""
+    """`plot_training` as a file."""
     with figure(2, figsize=(10, 3.4)) as (drawing, axes):
-        for axis, key, label in zip(axes, ("by_size", "by_vocab"), ("bytes of text", "vocabulary"), strict=True):
-            growth = result[key]
-            medians = [spread["median"] for spread in growth["seconds"]]
-            axis.errorbar(
-                growth["x"], medians, yerr=[spread["sd"] or 0 for spread in growth["seconds"]], fmt="o", color=BLUE
-            )
-            middle = len(medians) // 2
-            fitted = [medians[middle] * (x / growth["x"][middle]) ** growth["exponent"] for x in growth["x"]]
-            axis.plot(growth["x"], fitted, "--", color=ORANGE, label=f"time ~ {label} ^ {growth['exponent']:.2f}")
-            axis.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds to train")
-            axis.legend()
+        plot_training(axes, result)
         save_svg(drawing, path)
+
+
+def plot_encoding(axes: Any, result: Row) -> None:
+    """Tokens a second of each contender, cold and warm, on each text, with GPT-2's and GPT-4's ids.
+
+    Args:
+        axes: two, side by side, that share their y axis.
+        result: of the part `encoding`.
+    """
+    for axis, encoding in zip(axes, TITLES, strict=True):
+        rows = [row for row in result["rows"] if row["encoding"] == encoding and row["tokenizer"] != "textbook"]
+        texts = list(dict.fromkeys(row["text"] for row in rows))
+        for offset, (name, color) in enumerate(CONTENDER_COLORS.items()):
+            for row in rows:
+                if row["tokenizer"] != name:
+                    continue
+                x = texts.index(row["text"]) + (offset - 1.5) * 0.2
+                for state, alpha in (("warm", 0.45), ("cold", 1.0)):
+                    speed = row[f"{state}_tokens_per_second"]
+                    axis.bar(x, speed["mean"] / 1e6, 0.18, color=color, alpha=alpha)
+        axis.set_xticks(range(len(texts)), texts)
+        axis.set_title(f"{TITLES[encoding]}'s ids")
+        axis.grid(visible=False, axis="x")
+    axes[0].set_ylabel("million tokens a second")
+    for name, color in CONTENDER_COLORS.items():
+        axes[1].bar(0, 0, color=color, label=name)
+    axes[1].legend(title="full: cold, pale: warm", loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def plot_steps(axes: Any, result: Row) -> None:
+    """How many times as fast as the textbook each optimisation makes encoding, on the left axis, and training."""
+    for axis, what in zip(axes, ("encoding", "training"), strict=True):
+        rows = [row for row in result["rows"] if row["what"] == what]
+        names, times = [row["step"] for row in rows], [row["times_the_textbook"] for row in rows]
+        axis.barh(names, times, color=BLUE if what == "encoding" else ORANGE)
+        for y, value in enumerate(times):
+            axis.text(value * 1.1, y, f"{value:,.0f}", va="center", color=INK)
+        axis.set(xscale="log", xlabel="times as fast as the textbook", title=what, xlim=(0.7, max(times) * 4))
+        axis.grid(visible=False, axis="y")
+        axis.invert_yaxis()
+
+
+def plot_training(axes: Any, result: Row) -> None:
+    """Training time against the size of the text and of the vocabulary, on log axes, with the fitted power."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for axis, key, label in zip(axes, ("by_size", "by_vocab"), ("bytes of text", "vocabulary"), strict=True):
+        growth = result[key]
+        medians = [spread["median"] for spread in growth["seconds"]]
+        deviations = [spread["sd"] or 0 for spread in growth["seconds"]]
+        axis.errorbar(growth["x"], medians, yerr=deviations, fmt="o", color=BLUE)
+        middle = len(medians) // 2
+        fitted = [medians[middle] * (x / growth["x"][middle]) ** growth["exponent"] for x in growth["x"]]
+        axis.plot(growth["x"], fitted, "--", color=ORANGE, label=f"time ~ {label} ^ {growth['exponent']:.2f}")
+        axis.set(xscale="log", yscale="log", xlabel=label)
+        axis.set_xticks(growth["x"], [f"{x / 1e6:.0f} M" if key == "by_size" else f"{x:,}" for x in growth["x"]])
+        axis.tick_params(axis="x", labelsize=8)
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.legend()
+    axes[0].set_ylabel("seconds to train")
