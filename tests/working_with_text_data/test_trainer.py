@@ -7,25 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from working_with_text_data.minbpe import textbook
 from working_with_text_data.minbpe.base import Pair, count_pairs, merge
 from working_with_text_data.minbpe.trainer import learn_merges
-
-
-def naive_merges(pieces: dict[bytes, int], n_merges: int) -> dict[Pair, int]:
-    weighted = [(list(piece), count) for piece, count in pieces.items()]
-    spelling = {i: bytes([i]) for i in range(256)}
-    merges: dict[Pair, int] = {}
-    for new_id in range(256, 256 + n_merges):
-        counts: dict[Pair, int] = {}
-        for ids, weight in weighted:
-            count_pairs(ids, weight, counts)
-        if not counts:
-            break
-        best = max(counts, key=lambda pair: (counts[pair], spelling[pair[0]], spelling[pair[1]]))
-        merges[best] = new_id
-        spelling[new_id] = spelling[best[0]] + spelling[best[1]]
-        weighted = [(merge(ids, best, new_id), weight) for ids, weight in weighted]
-    return merges
 
 
 # few letters, so that runs, overlaps and ties are common
@@ -41,14 +25,14 @@ small_pieces = st.dictionaries(
 @example({b"abab": 2, b"ba": 2}, 5)
 @example({}, 5)
 @settings(max_examples=1000, deadline=None)
-def test_merges_equal_the_naive_trainers(pieces: dict[bytes, int], n_merges: int) -> None:
+def test_merges_equal_the_textbooks(pieces: dict[bytes, int], n_merges: int) -> None:
     # as lists: the order of the merges counts too
-    assert list(learn_merges(pieces, n_merges).items()) == list(naive_merges(pieces, n_merges).items())
+    assert list(learn_merges(pieces, n_merges).items()) == list(textbook.learn_merges(pieces, n_merges).items())
 
 
-def test_merges_equal_the_naive_trainers_on_a_novel(persuasion: str) -> None:
+def test_merges_equal_the_textbooks_on_a_novel(persuasion: str) -> None:
     pieces = Counter(word.encode() for word in persuasion[:50_000].split())
-    assert list(learn_merges(pieces, 150).items()) == list(naive_merges(pieces, 150).items())
+    assert list(learn_merges(pieces, 150).items()) == list(textbook.learn_merges(pieces, 150).items())
 
 
 @given(small_pieces)

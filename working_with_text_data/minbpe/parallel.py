@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from working_with_text_data.minbpe.base import Tokenizer
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-JOB_SIZE = 2**18  # bytes that are sent to a worker together
+JOB_SIZE = 2**20  # bytes that are sent to a worker together
 
 
 def encode_stream(
@@ -108,7 +108,7 @@ def _encode_together(
             start = min(taken.values()) if len(taken) == workers else 0
             yield job, start, lessons[start:]
 
-    for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=workers + 1):
+    for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=2 * workers):
         taken[worker] = n_taken
         lessons.append(lesson)
         yield encoded

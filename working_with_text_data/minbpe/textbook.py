@@ -4,34 +4,35 @@ Too slow for more than a page or two, and easy to believe. The tests hold the fa
 `benchmark.py` measures what each step from here to there gains.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from working_with_text_data.minbpe.base import Pair, count_pairs, merge
 from working_with_text_data.minbpe.regex import RegexTokenizer
 
 
-def learn_merges(pieces: Iterable[bytes], n_merges: int) -> dict[Pair, int]:
+def learn_merges(pieces: Iterable[bytes] | Mapping[bytes, int], n_merges: int) -> dict[Pair, int]:
     """The first merges of a text: count every pair, merge the most frequent, count every pair again.
 
     Ties go to the greater pair of byte strings, as in `trainer.py`.
 
     Args:
-        pieces: of the text, in order, each as often as it occurs.
+        pieces: of the text, each as often as it occurs; or, to save work, how often each occurs.
         n_merges: fewer are returned when no pair is left before that.
     """
-    text = [list(piece) for piece in pieces]
+    weighted = pieces.items() if isinstance(pieces, Mapping) else ((piece, 1) for piece in pieces)
+    text = [(list(piece), weight) for piece, weight in weighted]
     spelling = {i: bytes([i]) for i in range(256)}
     merges: dict[Pair, int] = {}
     for new_id in range(256, 256 + n_merges):
         counts: dict[Pair, int] = {}
-        for ids in text:
-            count_pairs(ids, counts=counts)
+        for ids, weight in text:
+            count_pairs(ids, weight, counts)
         if not counts:
             break
         best = max(counts, key=lambda pair: (counts[pair], spelling[pair[0]], spelling[pair[1]]))
         merges[best] = new_id
         spelling[new_id] = spelling[best[0]] + spelling[best[1]]
-        text = [merge(ids, best, new_id) for ids in text]
+        text = [(merge(ids, best, new_id), weight) for ids, weight in text]
     return merges
 
 

@@ -1,7 +1,7 @@
 """Encode a long text unit by unit: each distinct unit once, all its occurrences by array indexing."""
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +102,8 @@ class UnitEncoder:
     def lesson(self) -> Lesson:
         """What was learned here since the last lesson, given or taken."""
         start, self._taught = self._taught, self._known
-        many = {number - start: ids for number, ids in self._many.items() if number >= start}
+        recent = takewhile(lambda number: number >= start, reversed(self._many))  # they were added in order
+        many = {number - start: self._many[number] for number in recent}
         return Lesson(self.units.spelling[start : self._known], self._ids[start : self._known].copy(), many)
 
     def take(self, lesson: Lesson) -> None:
