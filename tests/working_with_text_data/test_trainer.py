@@ -11,7 +11,6 @@ from working_with_text_data.minbpe import textbook
 from working_with_text_data.minbpe.base import Pair, count_pairs, merge
 from working_with_text_data.minbpe.trainer import learn_merges
 
-
 # few letters, so that runs, overlaps and ties are common
 small_pieces = st.dictionaries(
     st.text("ab", max_size=24).map(str.encode) | st.text("abcé ", max_size=24).map(str.encode) | st.binary(max_size=12),
