@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.files import InputError
 
@@ -186,8 +187,10 @@ class Tokenizer(ABC):
         for name, value in (("min_frequency", min_frequency), ("workers", workers)):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
-        documents = (self.normalize(document) for document in ([text] if isinstance(text, str) else text))
-        pieces = self._count_pieces(documents, workers)
+        texts = tqdm(
+            [text] if isinstance(text, str) else text, "counting", disable=not progress, leave=False, unit=" documents"
+        )
+        pieces = self._count_pieces(map(self.normalize, texts), workers)
         self._set_merges(learn_merges(pieces, vocab_size - 256, min_frequency=min_frequency, progress=progress))
         specials, self.special_tokens = list(self.special_tokens), {}
         self.add_special_tokens(*specials)

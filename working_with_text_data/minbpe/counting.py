@@ -32,8 +32,10 @@ def count_pieces(
     with worker_pool(workers, _take_counter, split, cuts, everybody) as pool:
         for _ in map_in_order(pool, _add, _jobs(documents, cuts), ahead=workers + 1):
             pass
-        counts = [pool.submit(_result) for _ in range(workers)]
-        return sum((count.result() for count in counts), Counter())
+        counts: Counter[bytes] = Counter()
+        for result in [pool.submit(_result) for _ in range(workers)]:
+            counts.update(result.result())
+        return counts
 
 
 _counter: "PieceCounter"  # a worker's own
