@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 CONTENDERS = ("ours", "ours, as array", "tiktoken", "tokenizers", "textbook")
-SAMPLES = {"tokenizers": 4_000_000, "textbook": 100_000}  # characters; the slow ones get only the beginning of a text
+SAMPLES = {"tokenizers": 4_000_000, "textbook": 100_000}  # bytes; the slow ones get only the beginning of a text
 ENCODING_STEPS = ("textbook", "merge by rank", "remember pieces", "units in NumPy")
 TRAINING_STEPS = ("textbook", "distinct pieces", "only what changed", "with a heap")
 Row = dict[str, Any]

@@ -91,15 +91,14 @@ def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> d
         name: of the contender.
         encoding: "gpt2" or "cl100k_base".
         path: of the text.
-        limit: characters of the text to take, for the slow ones.
+        limit: bytes of the text to take, for the slow ones.
     """
     encode, decode = contender(name, encoding)
     memory = PeakMemory()
     seconds = {"cold": 0.0, "warm": 0.0, "decode": 0.0}
     n_bytes = n_tokens = checksum = 0
     for state in ("cold", "warm"):
-        for text in texts(Path(path)):
-            text = text[:limit]
+        for text in first_bytes(Path(path), limit) if limit else texts(Path(path)):
             started = time.perf_counter()
             ids = encode(text)
             seconds[state] += time.perf_counter() - started
@@ -112,8 +111,6 @@ def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> d
                 n_bytes += len(text.encode("utf-8"))
                 n_tokens += len(ids)
                 checksum = zlib.crc32(np.array(ids, dtype=np.uint32).tobytes(), checksum)
-            if limit:
-                break
     return {**seconds, "bytes": n_bytes, "tokens": n_tokens, "checksum": checksum, "memory": memory.growth}
 
 
@@ -235,5 +232,5 @@ def first_bytes(path: Path, limit: int) -> Iterator[str]:
         limit -= len(part.encode("utf-8"))
         if part:
             yield part
-        if limit <= 0 or len(part) < len(text):
+        if len(part) < len(text) or limit < 4:
             return
