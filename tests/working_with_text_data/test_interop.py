@@ -32,6 +32,7 @@ from working_with_text_data.minbpe import (
     parallel,
     rectangle,
     textbook,
+    units,
 )
 from working_with_text_data.minbpe.interop import byte_letters
 from working_with_text_data.minbpe.parallel import encode_stream
@@ -282,6 +283,14 @@ class TestProcesses:
         reader.encode_batch([persuasion], workers=2)
         reader._unit_encoder().encode_unit = None  # type: ignore[assignment]
         assert reader.encode(persuasion) == ids
+
+    def test_what_is_remembered_stays_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(units, "MAX_UNITS", 3000)
+        texts = [" ".join(f"word{i}x{j}" for j in range(2000)) for i in range(40)]
+        tokenizer = GPT2Tokenizer()
+        encoded = tokenizer.encode_batch(texts, workers=2)
+        assert encoded == [tokenizer._encode_pieces(text) for text in texts]
+        assert 0 < len(tokenizer._unit_encoder().units.spelling) < 3000 + 3 * 20_000 / 4
 
     def test_texts_are_read_only_as_fast_as_they_are_used(self) -> None:
         read = 0

@@ -101,12 +101,17 @@ def _encode_together(
     With each job come the lessons that not every worker is known to have taken; a worker skips those it has.
     """
     lessons: list[bytes] = []  # pickled: this process hands most of them on unread
-    taken: dict[int, int] = {}  # by process id: how many of the lessons
+    n_dropped = 0  # lessons before those, which all have taken
+    taken: dict[int, int] = {}  # by process id: how many lessons
 
     def with_lessons() -> Iterator[tuple[Job, int, list[bytes]]]:
+        nonlocal n_dropped
         for job in jobs:
-            start = min(taken.values()) if len(taken) == workers else 0
-            yield job, start, lessons[start:]
+            if len(taken) == workers:
+                while n_dropped < min(taken.values()):
+                    tokenizer.take(pickle.loads(lessons.pop(0)))
+                    n_dropped += 1
+            yield job, n_dropped, list(lessons)
 
     for encoded, worker, n_taken, lesson in map_in_order(pool, _work, with_lessons(), ahead=2 * workers):
         taken[worker] = n_taken

@@ -108,6 +108,8 @@ class UnitEncoder:
 
     def take(self, lesson: Lesson) -> None:
         """Learn what another encoder of the same tokenizer has learned."""
+        if self.units.full:
+            self._forget()
         fresh = self.units.add_all(lesson.units)
         many = {place: lesson.many[i] for place, i in enumerate(fresh) if i in lesson.many} if lesson.many else {}
         rows = lesson.ids[fresh]
