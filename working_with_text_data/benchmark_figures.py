@@ -195,5 +195,5 @@ def plot_training(axes: Any, result: Row) -> None:
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_locator(NullLocator())
-        axis.legend()
+        axis.legend(loc="upper left")
     axes[0].set_ylabel("seconds to train")
