@@ -249,9 +249,9 @@ class Tokenizer(ABC):
         Args:
             text: any string.
             allowed_special: special tokens that become their control id, or "all".
-            disallowed_special: special tokens that raise when they stand in the text and are not allowed;
-                "all", the default, keeps a user's text from smuggling in control tokens; () encodes
-                them as ordinary text. The meaning of both is tiktoken's.
+            disallowed_special: special tokens that raise when they stand in the text; "all", the default,
+                means all that are not allowed, and keeps a user's text from smuggling in control tokens; ()
+                encodes them as ordinary text. The meaning of both is tiktoken's.
 
         Raises:
             InputError: if the text holds a disallowed special token, or a lone surrogate.
@@ -259,16 +259,19 @@ class Tokenizer(ABC):
         allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
         if unknown := allowed - set(self.special_tokens):
             raise InputError(f"unknown special token {min(unknown)!r}; there are {sorted(self.special_tokens)}")
-        disallowed = set(self.special_tokens) if disallowed_special == "all" else set(disallowed_special)
-        for special in sorted(disallowed - allowed):
+        disallowed = set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special)
+        for special in sorted(disallowed):
             if special in text:
                 raise InputError(
                     f"the text holds the special token {special!r}: pass it in allowed_special to encode it as "
                     "a control token, or disallowed_special=() to encode it as plain text"
                 )
         ids: list[int] = []
-        for part in split_at(text, allowed):
-            ids.extend([self.special_tokens[part]] if part in allowed else self.encode_ordinary(part))
+        try:
+            for part in split_at(text, allowed):
+                ids += [self.special_tokens[part]] if part in allowed else self._encode(self.normalize(part))
+        except UnicodeEncodeError as error:
+            raise lone_surrogate(text) from error
         return ids
 
     def encode_batch(self, texts: Iterable[str], *, workers: int = 1) -> list[list[int]]:

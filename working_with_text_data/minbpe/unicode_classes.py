@@ -17,11 +17,13 @@ UNASSIGNED = Path(__file__).parent / "data" / "unassigned.txt"
 def compile_pattern(pattern: str) -> "regex.Pattern[str]":
     r"""Compile a splitting pattern with each `\p{...}` in it limited to the code points tiktoken knows.
 
+    Negated classes and those of unassigned and control characters (C...) are left as `regex` has them.
+
     Raises:
         regex.error: if it is not a regular expression.
         TypeError: if it is not a string.
     """
-    return regex.compile(regex.sub(r"\\p\{\^?[\w=]+\}", _limited, pattern), regex.V1)  # V1 has set differences
+    return regex.compile(regex.sub(r"\\p\{(?!C)[\w=]+\}", _limited, pattern), regex.V1)  # V1 has set differences
 
 
 def _limited(found: "regex.Match[str]") -> str:

@@ -72,14 +72,15 @@ class Cuts:
     def parts(self, text: bytes, size: int) -> Iterator[bytes]:
         """`text` in parts of whole units, of at most `size` bytes each but for one huge unit.
 
-        A part never ends in white space, unless the text does: the pieces of white space depend on what follows.
+        Where the pattern has a `before` rule, a part never ends in the rule's first class, unless the text does:
+        white space there is in pieces that depend on what follows.
         """
         start, length, look_at = 0, size, 4096  # bytes at the end of a part in which a cut is looked for
         while len(text) - start > length:
             look_at = min(look_at, length)
             window = text[start + length - look_at : start + length]
             cuts = reversed(self.bounds(window)[1:-1].tolist())
-            cut = next((cut for cut in cuts if window[cut - 1] not in SPACES), None)
+            cut = next((cut for cut in cuts if window[cut - 1] not in self.before[0]), None)
             if cut is not None:
                 end = start + length - look_at + cut
                 yield text[start:end]
