@@ -1,8 +1,23 @@
 """Attention: who looks at whom (`Mask`), how it is computed (`attend`), what is remembered (`KVCache`)."""
 
-from attention_mechanisms.kernels import KERNELS, attend
-from attention_mechanisms.kv_cache import KVCache, LayerCache
+from attention_mechanisms.grouped_query import GroupedQueryAttention
+from attention_mechanisms.kernels import KERNELS, attend, explain_kernel
+from attention_mechanisms.kv_cache import KVCache, LayerCache, RingCache
+from attention_mechanisms.latent import MultiHeadLatentAttention
 from attention_mechanisms.masks import Mask
 from attention_mechanisms.multi_head import MultiHeadAttention
+from attention_mechanisms.sliding_window import SlidingWindowAttention
 
-__all__ = ["KERNELS", "KVCache", "LayerCache", "Mask", "MultiHeadAttention", "attend"]
+__all__ = [
+    "KERNELS",
+    "GroupedQueryAttention",
+    "KVCache",
+    "LayerCache",
+    "Mask",
+    "MultiHeadAttention",
+    "MultiHeadLatentAttention",
+    "RingCache",
+    "SlidingWindowAttention",
+    "attend",
+    "explain_kernel",
+]

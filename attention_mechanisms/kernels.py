@@ -4,20 +4,28 @@ Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1. Keys and v
 heads than queries: each then serves a group of H / G query heads (Ainslie et al. 2023,
 https://arxiv.org/abs/2305.13245, section 2.2).
 
-Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value size.
+Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value
+size, N = H / G * T queries of a group.
 """
 
+import functools
+import logging
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attention_mechanisms import flex
 from attention_mechanisms.masks import Mask
+from attention_mechanisms.windowed import attend_in_blocks, blocks_pay
+
+log = logging.getLogger(__name__)
 
 CAUSAL = Mask()
+KERNELS = ("auto", "manual", "sdpa", "flex")
 SHORT = 512  # keys
+FEW = 8  # queries
 
 
 def attend(
@@ -32,59 +40,124 @@ def attend(
 ) -> Tensor:
     """Attention's output (B, H, T, E): for each query the mean of the values, weighted by its softmax scores.
 
+    A query that may see no key gets zeros.
+
     Args:
         q_BHTD: queries.
         k_BGSD: keys; G divides H.
         v_BGSE: values.
         mask: who may look at whom.
-        kernel: "manual" to read and check against, "sdpa" for PyTorch's fused kernels, or "auto",
-            which takes sdpa except where manual is faster.
+        kernel: "manual" to read and check against, "sdpa" for PyTorch's fused kernels, "flex" for
+            FlexAttention, which skips what the mask hides, or "auto" for the fastest; see `explain_kernel`.
+            Where the kernel asked for cannot work, sdpa takes its place, with one warning.
         dropout: probability with which an attention weight is dropped; the caller sets 0 in evaluation.
         scale: what scores are multiplied by; 1 / sqrt(D) by default.
 
     Raises:
-        ValueError: for an unknown kernel, or head counts that do not divide.
+        ValueError: for an unknown kernel, head counts that do not divide, or a mask for another batch size.
     """
-    if q_BHTD.shape[1] % k_BGSD.shape[1]:
-        raise ValueError(f"{q_BHTD.shape[1]} query heads cannot share {k_BGSD.shape[1]} key/value heads evenly")
+    B, H, _, D = q_BHTD.shape
+    if H % k_BGSD.shape[1]:
+        raise ValueError(f"{H} query heads cannot share {k_BGSD.shape[1]} key/value heads evenly")
+    if mask.batch_size not in (None, B):
+        raise ValueError(f"the mask was made for a batch of {mask.batch_size}, got {B} rows")
+    name, reason = choose_kernel(q_BHTD, k_BGSD, v_BGSE, mask=mask, kernel=kernel, dropout=dropout)
+    if name != kernel != "auto" and not torch.compiler.is_compiling():
+        _warn_once(f"attention falls back from {kernel} to {name}: {reason}")
+    scale = 1 / math.sqrt(D) if scale is None else scale
+    if name == "flex":
+        return flex.attend(q_BHTD, k_BGSD, v_BGSE, mask, scale)
+    return (_manual if name == "manual" else _sdpa)(q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
+
+
+def explain_kernel(
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSE: Tensor,
+    *,
+    mask: Mask = CAUSAL,
+    kernel: str = "auto",
+    dropout: float = 0.0,
+) -> str:
+    """Which kernel `attend` would take for these arguments, and why, in one line."""
+    name, reason = choose_kernel(q_BHTD, k_BGSD, v_BGSE, mask=mask, kernel=kernel, dropout=dropout)
+    return f"{name}: {reason}"
+
+
+def choose_kernel(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, mask: Mask, kernel: str, dropout: float
+) -> tuple[str, str]:
+    """The kernel that `attend` takes, and the reason.
+
+    Raises:
+        ValueError: for an unknown kernel.
+    """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
-    return KERNELS[kernel](q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
+    device, T, S = q_BHTD.device.type, q_BHTD.shape[2], k_BGSD.shape[2]
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHTD, k_BGSD, v_BGSE))
+    obstacle = flex.obstacle(device, training, dropout)
+    if kernel == "flex" and obstacle:
+        return "sdpa", obstacle
+    if kernel != "auto":
+        return kernel, "it was asked for"
+    skips = (mask.window or S) < S or mask.document_ids is not None
+    if device == "cuda" and skips and T >= flex.BLOCK and not obstacle:
+        return "flex", "it skips blocks of keys that the mask hides"
+    if blocks_pay(mask, T, S):
+        return "sdpa", "in blocks, it skips the keys outside the window"
+    if device == "cpu" and T <= FEW and not training:
+        return "manual", "for a few queries on a CPU, plain matrix products beat the fused kernel"
+    if device == "cpu" and training and S <= SHORT:
+        return "manual", "in training on a CPU with few keys, the plain formula beats the fused kernel"
+    return "sdpa", "PyTorch's fused kernels do not store the scores"
 
 
-def _manual(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    B, H, T, D = q_BHTD.shape
-    G, S, E = v_BGSE.shape[1:]
-    scale = 1 / math.sqrt(D) if scale is None else scale
-    # The queries of a group become one longer list of queries: keys and values need no copies.
-    q_BGND = q_BHTD.reshape(B, G, (H // G) * T, D)
-    scores_BGNS = q_BGND @ k_BGSD.mT * scale
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _manual(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float) -> Tensor:
+    B, H, T, _ = q_BHTD.shape
+    G, S = v_BGSE.shape[1:3]
+    # Scaling the queries, not the scores, keeps float16's scores in range. The queries of a group
+    # become one longer list of queries: keys and values need no copies.
+    scores_BGNS = _fold(q_BHTD * scale, G) @ k_BGSD.mT
     scores_BHTS = scores_BGNS.view(B, H, T, S)
+    empty = None
     if not mask.hides_nothing(T, S):
-        scores_BHTS = scores_BHTS.masked_fill(~mask.dense(T, S, q_BHTD.device), -math.inf)
+        visible, empty = mask.opened(T, S, q_BHTD.device)
+        scores_BHTS = scores_BHTS.masked_fill(~visible, -math.inf)
     # float16 and bfloat16 lack the range or the digits for a sum over S; float64 stays as it is
     wide = torch.promote_types(scores_BHTS.dtype, torch.float32)
     weights_BHTS = scores_BHTS.softmax(dim=-1, dtype=wide).to(v_BGSE.dtype)
     weights_BHTS = F.dropout(weights_BHTS, dropout)
-    y_BGNE = weights_BHTS.view(B, G, (H // G) * T, S) @ v_BGSE
-    return y_BGNE.view(B, H, T, E)
+    y_BHTE = (_fold(weights_BHTS, G) @ v_BGSE).view(B, H, T, -1)
+    return y_BHTE if empty is None else y_BHTE.masked_fill(empty, 0)
 
 
-def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    H, G, T, S = q_BHTD.shape[1], k_BGSD.shape[1], q_BHTD.shape[2], k_BGSD.shape[2]
+def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float) -> Tensor:
+    B, H, T, D = q_BHTD.shape
+    G, S, E = v_BGSE.shape[1:]
+    if blocks_pay(mask, T, S):
+        return attend_in_blocks(_sdpa, q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
+    if E < D:  # the fused kernels want one size
+        v_BGSE = F.pad(v_BGSE, (0, D - E))
     square = mask.is_square_causal(T, S)
-    dense = None if square or mask.hides_nothing(T, S) else mask.dense(T, S, q_BHTD.device)
-    return F.scaled_dot_product_attention(
-        q_BHTD, k_BGSD, v_BGSE, attn_mask=dense, is_causal=square, dropout_p=dropout, scale=scale, enable_gqa=H != G
-    )
+    visible = empty = None
+    if not square and not mask.hides_nothing(T, S):
+        visible, empty = mask.opened(T, S, q_BHTD.device)
+    if T == 1:  # all query heads of a group are queries with the same mask
+        q_BHTD = _fold(q_BHTD, G)
+    y = F.scaled_dot_product_attention(
+        q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, is_causal=square and T > 1, dropout_p=dropout, scale=scale,
+        enable_gqa=q_BHTD.shape[1] != G,
+    )  # fmt: skip
+    y_BHTE = y.reshape(B, H, T, -1)[..., :E]
+    return y_BHTE if empty is None else y_BHTE.masked_fill(empty, 0)
 
 
-def _auto(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float | None) -> Tensor:
-    # PyTorch's fused CPU kernel is slow backwards: on short sequences the plain formula trains faster
-    # (pretraining/results/speed.json). On long ones its T x S scores cost too much memory.
-    training = torch.is_grad_enabled() and q_BHTD.requires_grad
-    plain = training and q_BHTD.device.type == "cpu" and k_BGSD.shape[2] <= SHORT
-    return (_manual if plain else _sdpa)(q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
-
-
-KERNELS: dict[str, Callable[..., Tensor]] = {"auto": _auto, "manual": _manual, "sdpa": _sdpa}
+def _fold(x_BHTD: Tensor, n_groups: int) -> Tensor:
+    """(B, G, N, D): the queries of a group's heads, one after the other."""
+    return x_BHTD.reshape(x_BHTD.shape[0], n_groups, -1, x_BHTD.shape[3])

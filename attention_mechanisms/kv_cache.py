@@ -1,114 +1,232 @@
-"""Keys and values of the tokens already seen, so that a new token costs one step and not a whole pass.
+"""What the tokens already seen left behind, so that a new token costs one step and not a whole pass.
 
-The memory is taken once. Per token and layer it holds 2 G D numbers.
+The memory is taken once. Per token and layer
 
-Shapes: B batch, G key/value heads, T new tokens, S cached tokens, D head size.
+    LayerCache   keys and values of G heads       2 G D numbers
+                 or the latent of MLA             R + D_r numbers
+    RingCache    keys and values of G heads       2 G D numbers, but only for the last W tokens and the sinks
+
+Shapes: B batch, G key/value heads, T new tokens, S cached tokens, D head size, W window.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from attention_mechanisms.masks import Mask
 
+CAUSAL = Mask()
+EVERYTHING = Mask(causal=False)
+
 
 class LayerCache:
-    """Keys and values of one layer; each row of the batch may hold a different number of tokens."""
-
-    def __init__(
-        self, batch_size: int, n_heads: int, max_length: int, head_dim: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.k_BGSD = torch.zeros(batch_size, n_heads, max_length, head_dim, dtype=dtype, device=device)
-        self.v_BGSD = torch.zeros_like(self.k_BGSD)
-        self.lengths = [0] * batch_size
-
-    @property
-    def max_length(self) -> int:
-        return self.k_BGSD.shape[2]
-
-    @property
-    def nbytes(self) -> int:
-        """2 B G S D numbers."""
-        return self.k_BGSD.nbytes + self.v_BGSD.nbytes
-
-    def append(self, k_BGTD: Tensor, v_BGTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Add T tokens to every row; return keys and values up to the longest row, old and new.
-
-        What stands past the end of a shorter row is rubbish, hidden by a mask with the rows' offsets.
-
-        Raises:
-            ValueError: if a row would grow past the cache's length, or the batch is of another size.
-        """
-        B, _, T, _ = k_BGTD.shape
-        if len(self.lengths) != B:
-            raise ValueError(f"the cache was made for a batch of {len(self.lengths)}, got {B} rows")
-        longest = max(self.lengths) + T
-        if longest > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} tokens a row: {T} more than {longest - T} do not fit")
-        if len(set(self.lengths)) == 1:
-            self.k_BGSD[:, :, longest - T : longest] = k_BGTD
-            self.v_BGSD[:, :, longest - T : longest] = v_BGTD
-        else:
-            for row, length in enumerate(self.lengths):
-                self.k_BGSD[row, :, length : length + T] = k_BGTD[row]
-                self.v_BGSD[row, :, length : length + T] = v_BGTD[row]
-        self.lengths = [length + T for length in self.lengths]
-        return self.k_BGSD[:, :, :longest], self.v_BGSD[:, :, :longest]
-
-    def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Forget the tokens of some rows, or of all; the memory stays."""
-        for row in range(len(self.lengths)) if rows is None else rows:
-            self.lengths[row] = 0
-
-
-class KVCache:
-    """The caches of all layers of a model.
+    """The cache of one layer; each row of the batch may hold a different number of tokens.
 
     Args:
-        n_layers: how many layers.
         batch_size: rows, each a sequence of its own.
-        n_heads: key/value heads.
+        n_heads: key/value heads; 1 for a latent, which all heads share.
         max_length: tokens a row can hold.
-        head_dim: size of one head.
+        head_dims: channels of each thing that is kept of a token: (D, D) for a key and a value.
     """
 
     def __init__(
         self,
-        n_layers: int,
         batch_size: int,
         n_heads: int,
         max_length: int,
-        head_dim: int,
+        head_dims: Sequence[int],
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        device = torch.device(device)
-        self.layers = [LayerCache(batch_size, n_heads, max_length, head_dim, dtype, device) for _ in range(n_layers)]
+        self.max_length: int | None = max_length
+        self.buffers = [
+            torch.zeros(batch_size, n_heads, max_length, head_dim, dtype=dtype, device=device) for head_dim in head_dims
+        ]
+        self._lengths_B = torch.zeros(batch_size, dtype=torch.long, device="cpu")  # asking never waits for a GPU
 
     @property
-    def max_length(self) -> int:
+    def lengths(self) -> list[int]:
+        """Tokens that each row has seen, padding included."""
+        return self._lengths_B.tolist()
+
+    @property
+    def nbytes(self) -> int:
+        """B G S D numbers for each of the head_dims."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def mask(self, base: Mask = CAUSAL) -> Mask:
+        """`base` for tokens that are appended next: with their offset."""
+        first, *others = lengths = self.lengths
+        offset = first if all(length == first for length in others) else tuple(lengths)
+        return base if base.query_offset == offset else replace(base, query_offset=offset)
+
+    def append(self, *new_BGTD: Tensor, mask: Mask = CAUSAL) -> tuple[list[Tensor], Mask]:
+        """Add T tokens to every row; return all there is to look at, and the mask for it.
+
+        What stands past the end of a shorter row is rubbish, which the mask hides.
+
+        Args:
+            new_BGTD: one tensor for each of the head_dims.
+            mask: who may look at whom; its offset is that of the cache, whatever it says.
+
+        Raises:
+            ValueError: if a row would grow past the cache's length, or the batch is of another size.
+        """
+        T = self._check(new_BGTD)
+        lengths = self.lengths
+        longest = max(lengths) + T
+        if longest > self.buffers[0].shape[2]:
+            raise ValueError(f"the cache holds {self.max_length} tokens a row: {T} more than {longest - T} do not fit")
+        mask = self.mask(mask)
+        if min(lengths) == max(lengths):
+            for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+                buffer[:, :, longest - T : longest] = new
+        else:
+            device = self.buffers[0].device
+            slots_BT = (self._lengths_B[:, None] + torch.arange(T)).to(device)
+            rows_B1 = torch.arange(len(lengths), device=device)[:, None]
+            for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+                buffer[rows_B1, :, slots_BT] = new.transpose(1, 2)
+        self._lengths_B += T
+        return [buffer[:, :, :longest] for buffer in self.buffers], mask
+
+    def _check(self, new_BGTD: Sequence[Tensor]) -> int:
+        """How many tokens are new."""
+        B, _, T, _ = new_BGTD[0].shape
+        if len(self._lengths_B) != B:
+            raise ValueError(f"the cache was made for a batch of {len(self._lengths_B)}, got {B} rows")
+        return T
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget the tokens of some rows, or of all; the memory stays."""
+        self._lengths_B[slice(None) if rows is None else list(rows)] = 0
+
+    def rows(self, start: int, stop: int) -> LayerCache:
+        """Some rows as a cache of their own, in the same memory: one row can read its prompt while others wait."""
+        part = copy.copy(self)
+        part.buffers = [buffer[start:stop] for buffer in self.buffers]
+        part._lengths_B = self._lengths_B[start:stop]
+        return part
+
+
+class RingCache(LayerCache):
+    """The last W tokens of each row in a ring, and its first few pinned: memory that does not grow.
+
+    A row's token i, not counting padding, goes to slot i if it is a sink, else to n_sinks + (i - n_sinks) mod W.
+    New tokens look at the ring before they overwrite it: if they came first, a prompt longer than the window
+    would find its own past gone.
+
+    Args:
+        window: how many keys a query sees, its own included.
+        n_sinks: how many first tokens are kept for ever.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        n_heads: int,
+        window: int,
+        n_sinks: int,
+        head_dims: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(batch_size, n_heads, n_sinks + window, head_dims, dtype=dtype, device=device)
+        self.max_length = None  # it is never full
+        self.window, self.n_sinks = window, n_sinks
+        # which position each slot holds; negative: none
+        self._positions_BS = torch.full((batch_size, n_sinks + window), -1, device=device)
+
+    def append(self, *new_BGTD: Tensor, mask: Mask = CAUSAL) -> tuple[list[Tensor], Mask]:
+        """Add T tokens to every row; return all there is to look at, and the mask for it.
+
+        Raises:
+            ValueError: if the batch is of another size.
+        """
+        T = self._check(new_BGTD)
+        mask = self.mask(mask.windowed(self.window, self.n_sinks))
+        empty = not self._lengths_B.any()
+        old = [buffer.clone() for buffer in self.buffers] if T > 1 and not empty else []
+        old_positions_BS = self._positions_BS.clone()
+        new_positions_BT = (self._lengths_B[:, None] + torch.arange(T)).to(self._positions_BS.device)
+        self._write(new_BGTD, new_positions_BT, mask.left_padding)
+        self._lengths_B += T
+        if T == 1:  # the token it replaced is outside the new one's window
+            held = min(self.lengths[0], self.buffers[0].shape[2])
+            if mask.is_plain:  # all rows alike: nothing that is held is hidden
+                return [buffer[:, :, :held] for buffer in self.buffers], EVERYTHING
+            return self.buffers, replace(mask, key_positions=self._positions_BS.clone())
+        if empty:
+            return list(new_BGTD), mask
+        positions_BS = torch.cat([old_positions_BS, new_positions_BT], dim=1)
+        both = [torch.cat(pair, dim=2) for pair in zip(old, new_BGTD, strict=True)]
+        return both, replace(mask, key_positions=positions_BS)
+
+    def _write(self, new_BGTD: Sequence[Tensor], positions_BT: Tensor, left_padding: tuple[int, ...] | None) -> None:
+        """Store what later tokens will see of the new ones."""
+        if left_padding is None:
+            index_BT = positions_BT
+        else:
+            index_BT = positions_BT - torch.tensor(left_padding, device=positions_BT.device)[:, None]
+        ring_BT = self.n_sinks + (index_BT - self.n_sinks) % self.window
+        slots_BT = torch.where(index_BT < self.n_sinks, index_BT, ring_BT)
+        lasting = (index_BT < self.n_sinks) | (index_BT > index_BT[:, -1:] - self.window)
+        rows_N, times_N = ((index_BT >= 0) & lasting).nonzero(as_tuple=True)
+        slots_N = slots_BT[rows_N, times_N]
+        for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+            buffer[rows_N, :, slots_N] = new[rows_N, :, times_N]
+        self._positions_BS[rows_N, slots_N] = positions_BT[rows_N, times_N]
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget the tokens of some rows, or of all; the memory stays."""
+        super().reset(rows)
+        self._positions_BS[slice(None) if rows is None else list(rows)] = -1
+
+    def rows(self, start: int, stop: int) -> RingCache:
+        """Some rows as a cache of their own, in the same memory."""
+        part = super().rows(start, stop)
+        assert isinstance(part, RingCache)
+        part._positions_BS = self._positions_BS[start:stop]
+        return part
+
+
+class KVCache:
+    """The caches of all layers of a model."""
+
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = list(layers)
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens a row can hold; None if that is not limited."""
         return self.layers[0].max_length
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens held by each row."""
+        """Tokens that each row has seen, padding included."""
         return self.layers[0].lengths
 
     @property
     def nbytes(self) -> int:
-        """2 L B G S D numbers."""
+        """The sum over the layers."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def mask(self) -> Mask:
-        """Causal attention for tokens that are appended next."""
-        first, *others = self.lengths
-        return Mask(query_offset=first if all(length == first for length in others) else tuple(self.lengths))
+    def mask(self, base: Mask = CAUSAL) -> Mask:
+        """`base` for tokens that are appended next: with their offset."""
+        return self.layers[0].mask(base)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the tokens of some rows, or of all; the memory stays."""
         for layer in self.layers:
             layer.reset(rows)
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """Some rows as a cache of their own, in the same memory."""
+        return KVCache([layer.rows(start, stop) for layer in self.layers])

@@ -6,7 +6,7 @@
 
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.2.
 
-Shapes: B batch, T time, C model width, H heads, D = C / H head size.
+Shapes: B batch, T time, S key length, C model width, H heads, G key/value heads (here G = H), D = C / H head size.
 """
 
 from torch import Tensor, nn
@@ -14,25 +14,50 @@ from torch import Tensor, nn
 from attention_mechanisms.kernels import CAUSAL, attend
 from attention_mechanisms.kv_cache import LayerCache
 from attention_mechanisms.masks import Mask
+from attention_mechanisms.rotary import rotate, rotation
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention with one projection that makes queries, keys and values together, as GPT-2 stores it.
+    """Self-attention.
+
+    Args:
+        d_model: width C of input and output.
+        n_heads: how many attentions.
+        fused: make queries, keys and values by one projection, as GPT-2 stores them, or by three.
+        rope: rotate queries and keys by their positions.
+        dropout: probability with which an attention weight is dropped in training.
+        bias: whether projections add a learned offset.
+        kernel: see `attend`.
 
     Raises:
-        ValueError: if n_heads does not divide d_model.
+        ValueError: if n_heads does not divide d_model, or heads of odd size are to be rotated.
     """
 
     def __init__(
-        self, d_model: int, n_heads: int, *, dropout: float = 0.0, bias: bool = True, kernel: str = "auto"
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        fused: bool = True,
+        rope: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         if d_model % n_heads:
             raise ValueError(f"n_heads must divide d_model, got {n_heads} heads for width {d_model}")
-        self.n_heads = n_heads
+        if rope and d_model // n_heads % 2:
+            raise ValueError(f"rope needs heads of even size, got {d_model // n_heads}")
+        self.n_heads = self.n_kv_groups = n_heads
+        self.head_dim = d_model // n_heads
+        self.rope = rope
         self.dropout = dropout
         self.kernel = kernel
-        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        if fused:
+            self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        else:
+            self.query, self.key, self.value = (nn.Linear(d_model, d_model, bias=bias) for _ in range(3))
         self.out = nn.Linear(d_model, d_model, bias=bias)
 
     def forward(
@@ -47,15 +72,48 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             x_BTC: one vector a position.
-            mask: who may look at whom; causal by default. With a cache, the caller's mask has its offset.
-            positions: of no use here: learned positions are already in x.
+            mask: who may look at whom; causal by default. With a cache its offset is what the cache holds.
+            positions: (T,) or (B, T), for rope; by default those the mask gives.
             cache: keys and values of earlier tokens; the new ones are appended.
+
+        Raises:
+            ValueError: if the cache is full or made for another batch.
         """
-        B, T, C = x_BTC.shape
-        qkv_3BHTD = self.qkv(x_BTC).view(B, T, 3, self.n_heads, C // self.n_heads).permute(2, 0, 3, 1, 4)
-        q_BHTD, k_BHSD, v_BHSD = qkv_3BHTD.unbind()
+        mask = self.limit(mask or CAUSAL)
         if cache is not None:
-            k_BHSD, v_BHSD = cache.append(k_BHSD, v_BHSD)
+            mask = cache.mask(mask)
+        q_BHTD, k_BGSD, v_BGSD = self.project(x_BTC)
+        if self.rope:
+            if positions is None:
+                positions = mask.positions(x_BTC.shape[1], x_BTC.device)
+            angles = rotation(positions, self.head_dim)
+            q_BHTD, k_BGSD = rotate(q_BHTD, *angles), rotate(k_BGSD, *angles)
+        if cache is not None:
+            (k_BGSD, v_BGSD), mask = cache.append(k_BGSD, v_BGSD, mask=mask)
         dropout = self.dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BHSD, v_BHSD, mask=mask or CAUSAL, kernel=self.kernel, dropout=dropout)
-        return self.out(y_BHTD.transpose(1, 2).reshape(B, T, C))
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask=mask, kernel=self.kernel, dropout=dropout)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, G, T, D)."""
+        if hasattr(self, "qkv"):
+            projected = self.qkv(x_BTC).chunk(3, dim=-1)
+        else:
+            projected = (self.query(x_BTC), self.key(x_BTC), self.value(x_BTC))
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in projected)
+        return q, k, v
+
+    def limit(self, mask: Mask) -> Mask:
+        """What this kind of attention hides besides what `mask` does: nothing."""
+        return mask
+
+    def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
+        """An empty cache for this layer, 2 B G S D numbers, of its dtype and on its device."""
+        return LayerCache(
+            batch_size,
+            self.n_kv_groups,
+            max_length,
+            (self.head_dim, self.head_dim),
+            dtype=self.out.weight.dtype,
+            device=self.out.weight.device,
+        )

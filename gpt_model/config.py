@@ -5,8 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from attention_mechanisms import KERNELS
+import torch
+from torch import nn
+
+from attention_mechanisms import (
+    KERNELS,
+    GroupedQueryAttention,
+    MultiHeadAttention,
+    MultiHeadLatentAttention,
+    SlidingWindowAttention,
+)
 from utils.files import InputError
+
+ATTENTION = ("mha", "gqa", "mla", "swa")
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,26 @@ class GPTConfig:
     """Blocks of attention and feed-forward, one after the other."""
     n_heads: int = 12
     """Attention heads of a block; they share d_model evenly."""
+    attention: str = "mha"
+    """mha, gqa (query heads share keys and values), mla (all heads share a latent) or swa (a sliding window)."""
+    n_kv_groups: int = 4
+    """gqa: heads of keys and values; must divide n_heads."""
+    latent_dim: int = 192
+    """mla: numbers remembered of each token, besides the rotary ones."""
+    query_latent_dim: int | None = None
+    """mla: make queries through a latent of this size too."""
+    latent_norm: bool = True
+    """mla: normalise latents."""
+    rope_dim: int = 32
+    """mla with rope: rotary channels each head has more than d_model / n_heads; only these are rotated."""
+    window_size: int = 256
+    """swa: tokens a token looks at, itself included."""
+    n_sinks: int = 0
+    """swa: first tokens that are always seen."""
+    position: str = "learned"
+    """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""
     kernel: str = "auto"
-    """How attention is computed: auto, manual or sdpa. The result is the same."""
+    """How attention is computed: auto, manual, sdpa or flex. The result is the same."""
     dropout: float = 0.0
     """Probability with which an activation is dropped in training."""
     bias: bool = True
@@ -42,8 +71,38 @@ class GPTConfig:
             raise InputError(f"n_heads must divide d_model, got {self.n_heads} heads for width {self.d_model}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.kernel not in KERNELS:
-            raise InputError(f"kernel must be one of {', '.join(KERNELS)}, got {self.kernel!r}")
+        for name, known in (("kernel", KERNELS), ("attention", ATTENTION), ("position", ("learned", "rope"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        try:
+            with torch.device("meta"):
+                self.attention_layer()
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def attention_layer(self) -> nn.Module:
+        """A new attention layer of the kind that is asked for."""
+        rope = self.position == "rope"
+        common: dict[str, Any] = {"dropout": self.dropout, "bias": self.bias, "kernel": self.kernel}
+        match self.attention:
+            case "mha":
+                return MultiHeadAttention(self.d_model, self.n_heads, rope=rope, **common)
+            case "gqa":
+                return GroupedQueryAttention(self.d_model, self.n_heads, self.n_kv_groups, rope=rope, **common)
+            case "mla":
+                return MultiHeadLatentAttention(
+                    self.d_model,
+                    self.n_heads,
+                    self.latent_dim,
+                    query_latent_dim=self.query_latent_dim,
+                    latent_norm=self.latent_norm,
+                    rope_dim=self.rope_dim if rope else 0,
+                    **common,
+                )
+            case _:
+                return SlidingWindowAttention(
+                    self.d_model, self.n_heads, self.window_size, n_sinks=self.n_sinks, rope=rope, **common
+                )
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:

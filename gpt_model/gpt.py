@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_mechanisms import KVCache, LayerCache, Mask, MultiHeadAttention
+from attention_mechanisms import KVCache, LayerCache, Mask, MultiHeadAttention, MultiHeadLatentAttention
 from gpt_model.config import GPTConfig
 
 
@@ -40,9 +40,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.attention = MultiHeadAttention(
-            config.d_model, config.n_heads, dropout=config.dropout, bias=config.bias, kernel=config.kernel
-        )
+        self.attention = config.attention_layer()
         self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=config.bias)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -62,7 +60,8 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.position_embedding = nn.Embedding(config.context_length, config.d_model)
+        if config.position == "learned":
+            self.position_embedding = nn.Embedding(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.d_model, bias=config.bias)
@@ -73,7 +72,7 @@ class GPT(nn.Module):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, MultiHeadAttention | FeedForward):
+        if isinstance(module, MultiHeadAttention | MultiHeadLatentAttention | FeedForward):
             # 2 n_layers of these sums meet in the residual stream; keep their variance that of one.
             # `apply` visits children first, so this comes after the plain initialisation.
             nn.init.normal_(module.out.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
@@ -87,19 +86,17 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The vectors (B, T, C) before the output layer; arguments and errors as in `forward`."""
-        B, T = ids_BT.shape
+        T, mask, longest = ids_BT.shape[1], mask or Mask(), 0
         if cache is not None:
-            mask = mask or cache.mask()
-            offsets_B = torch.tensor(cache.lengths, device=ids_BT.device)
-            longest = max(cache.lengths) + T
-        else:
-            offsets_B = torch.zeros(B, dtype=torch.long, device=ids_BT.device)
-            longest = T
+            mask, longest = cache.mask(mask), max(cache.lengths)
         if positions is None:
-            if longest > self.config.context_length:
-                raise ValueError(f"{longest} tokens are more than the context of {self.config.context_length}")
-            positions = offsets_B[:, None] + torch.arange(T, device=ids_BT.device)
-        x_BTC = self.dropout(self.token_embedding(ids_BT) + self.position_embedding(positions))
+            if longest + T > self.config.context_length:
+                raise ValueError(f"{longest + T} tokens are more than the context of {self.config.context_length}")
+            positions = mask.positions(T, ids_BT.device)
+        x_BTC = self.token_embedding(ids_BT)
+        if self.config.position == "learned":
+            x_BTC = x_BTC + self.position_embedding(positions)
+        x_BTC = self.dropout(x_BTC)
         for layer, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[layer]
             x_BTC = block(x_BTC, mask=mask, positions=positions, cache=layer_cache)
@@ -120,8 +117,8 @@ class GPT(nn.Module):
         Args:
             ids_BT: token ids.
             targets_BT: the ids that come next; -100 does not count.
-            mask: who may look at whom; causal by default.
-            positions: (B, T) or (T,); by default those after what the cache holds.
+            mask: who may look at whom; causal by default. With a cache its offset is what the cache holds.
+            positions: (B, T) or (T,); by default those after what the cache holds, padding not counted.
             cache: keys and values of earlier tokens; these are appended.
             last_only: logits of the last position alone, (B, 1, V).
 
@@ -141,16 +138,8 @@ class GPT(nn.Module):
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache for this model, of its dtype and on its device; by default as long as the context."""
-        config, weight = self.config, self.token_embedding.weight
-        return KVCache(
-            config.n_layers,
-            batch_size,
-            config.n_heads,
-            config.context_length if max_length is None else max_length,
-            config.d_model // config.n_heads,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        max_length = self.config.context_length if max_length is None else max_length
+        return KVCache([block.attention.new_cache(batch_size, max_length) for block in self.blocks])
 
     @property
     def n_parameters(self) -> int:

@@ -29,6 +29,20 @@ class Config:
     """Blocks of the model."""
     n_heads: int = 4
     """Attention heads of a block; they share d_model evenly."""
+    attention: Literal["mha", "gqa", "mla", "swa"] = "mha"
+    """mha, gqa (query heads share keys and values), mla (all heads share a latent) or swa (a sliding window)."""
+    n_kv_groups: int = 2
+    """gqa: heads of keys and values; must divide n_heads."""
+    latent_dim: int = 64
+    """mla: numbers remembered of each token, besides the rotary ones."""
+    rope_dim: int = 16
+    """mla with rope: rotary channels each head has besides its own."""
+    window_size: int = 64
+    """swa: tokens a token looks at, itself included."""
+    n_sinks: int = 0
+    """swa: first tokens that are always seen."""
+    position: Literal["learned", "rope"] = "learned"
+    """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""
     dropout: float = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 

@@ -45,6 +45,13 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
         d_model=config.d_model,
         n_layers=config.n_layers,
         n_heads=config.n_heads,
+        attention=config.attention,
+        n_kv_groups=config.n_kv_groups,
+        latent_dim=config.latent_dim,
+        rope_dim=config.rope_dim,
+        window_size=config.window_size,
+        n_sinks=config.n_sinks,
+        position=config.position,
         dropout=config.dropout,
     )
     if config.fresh:
@@ -120,7 +127,7 @@ def _continued(config: Config, model_config: GPTConfig, data: dict[str, BlockDat
     """The settings of the run that is there, if they are what was asked for."""
     stored = read_config(config.out)
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
-    there = {**stored["training"], **stored["model"]}
+    there = {**stored["training"], **dataclasses.asdict(GPTConfig.from_dict(stored["model"]))}
     for name in sorted(wanted.keys() - NOT_THE_RUN):
         if wanted[name] not in (there.get(name), "auto"):
             raise InputError(

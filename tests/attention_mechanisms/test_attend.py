@@ -110,7 +110,7 @@ def test_wrong_use_is_named() -> None:
     q, k, v = random_qkv(1, 4, 3, 2, 2, 4, 4)
     with pytest.raises(ValueError, match="4 query heads cannot share 3 key/value heads"):
         attend(q, k, v)
-    with pytest.raises(ValueError, match="one of auto, manual, sdpa, got 'fast'"):
+    with pytest.raises(ValueError, match="one of auto, manual, sdpa, flex, got 'fast'"):
         attend(q, q, q, kernel="fast")
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         Mask(query_offset=-1)

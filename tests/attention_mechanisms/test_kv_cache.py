@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from attention_mechanisms import KVCache, Mask, MultiHeadAttention
+from attention_mechanisms import KVCache, LayerCache, Mask, MultiHeadAttention
+
+
+def new_cache(L: int, B: int, G: int, S: int, D: int, dtype: torch.dtype = torch.float32) -> KVCache:
+    return KVCache([LayerCache(B, G, S, (D, D), dtype=dtype) for _ in range(L)])
 
 
 def cached(layer: MultiHeadAttention, x: torch.Tensor, chunks: list[int], cache: KVCache) -> torch.Tensor:
@@ -18,7 +22,7 @@ def cached(layer: MultiHeadAttention, x: torch.Tensor, chunks: list[int], cache:
 def test_any_chunks_give_what_one_pass_gives(kernel: str, chunks: list[int]) -> None:
     torch.manual_seed(0)
     layer, x = MultiHeadAttention(16, 2, kernel=kernel), torch.randn(3, 9, 16)
-    cache = KVCache(1, 3, 2, 9, 8)
+    cache = new_cache(1, 3, 2, 9, 8)
     with torch.no_grad():
         torch.testing.assert_close(cached(layer, x, chunks, cache), layer(x))
     assert cache.lengths == [9, 9, 9]
@@ -28,7 +32,7 @@ def test_rows_of_different_lengths() -> None:
     """A row that is reset begins anew beside one that goes on."""
     torch.manual_seed(0)
     layer, old, new = MultiHeadAttention(16, 2), torch.randn(2, 5, 16), torch.randn(2, 4, 16)
-    cache = KVCache(1, 2, 2, 9, 8)
+    cache = new_cache(1, 2, 2, 9, 8)
     with torch.no_grad():
         cached(layer, old, [5], cache)
         cache.reset([1])
@@ -42,17 +46,17 @@ def test_rows_of_different_lengths() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_are_those_of_the_formula(dtype: torch.dtype) -> None:
     L, B, G, S, D = 3, 2, 4, 10, 8
-    cache = KVCache(L, B, G, S, D, dtype=dtype)
+    cache = new_cache(L, B, G, S, D, dtype)
     assert cache.nbytes == 2 * L * B * G * S * D * dtype.itemsize
-    before = [layer.k_BGSD.data_ptr() for layer in cache.layers]
+    before = [layer.buffers[0].data_ptr() for layer in cache.layers]
     cache.layers[0].append(torch.zeros(B, G, 10, D, dtype=dtype), torch.zeros(B, G, 10, D, dtype=dtype))
     cache.reset()
-    assert [layer.k_BGSD.data_ptr() for layer in cache.layers] == before  # the memory stays
+    assert [layer.buffers[0].data_ptr() for layer in cache.layers] == before  # the memory stays
     assert cache.lengths == [0, 0]
 
 
 def test_past_its_length_it_refuses_and_keeps_what_it_has() -> None:
-    cache = KVCache(1, 1, 1, 4, 2)
+    cache = new_cache(1, 1, 1, 4, 2)
     new = torch.ones(1, 1, 3, 2)
     cache.layers[0].append(new, new)
     with pytest.raises(ValueError, match="holds 4 tokens a row: 3 more than 3 do not fit"):
@@ -63,7 +67,7 @@ def test_past_its_length_it_refuses_and_keeps_what_it_has() -> None:
 
 
 def test_mask_knows_the_offsets() -> None:
-    cache = KVCache(1, 2, 1, 4, 2)
+    cache = new_cache(1, 2, 1, 4, 2)
     assert cache.mask() == Mask(query_offset=0)
     cache.layers[0].append(torch.ones(2, 1, 2, 2), torch.ones(2, 1, 2, 2))
     assert cache.mask() == Mask(query_offset=2)

@@ -180,7 +180,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         ("n_heads", 3, "n_heads must divide d_model, got 3 heads for width 64"),
         ("n_layers", 0, "n_layers must be at least 1, got 0"),
         ("dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
-        ("kernel", "fast", "kernel must be one of auto, manual, sdpa, got 'fast'"),
+        ("kernel", "fast", "kernel must be one of auto, manual, sdpa, flex, got 'fast'"),
     ],
 )
 def test_impossible_shapes_are_refused(field: str, value: object, message: str) -> None:

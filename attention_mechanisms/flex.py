@@ -1,0 +1,74 @@
+"""FlexAttention: a kernel generated for each mask, which skips every block of scores that the mask hides.
+
+https://pytorch.org/blog/flexattention/. The mask comes as a function of indices; evaluated once per shape,
+it gives a `BlockMask`: which blocks of 128 x 128 scores are hidden whole, seen whole, or mixed.
+
+Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value size.
+"""
+
+import functools
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from attention_mechanisms.masks import Mask
+from utils.hardware import compiler_works
+
+BLOCK = 128
+WORTH_COMPILING = 2**24  # scores; on a CPU, below that compiling takes longer than it will ever save
+KEPT = 64  # block masks
+
+_block_masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
+
+
+def obstacle(device: str, training: bool, dropout: float) -> str | None:
+    """Why FlexAttention cannot be used, if so."""
+    if dropout:
+        return "FlexAttention has no dropout"
+    if training and device == "cpu":
+        return "FlexAttention has no gradients on a CPU"
+    if device == "cuda" and not torch.compiler.is_compiling() and not compiler_works(device):
+        return "FlexAttention needs torch.compile on a GPU"
+    return None
+
+
+def block_mask(mask: Mask, query_length: int, key_length: int, device: torch.device) -> BlockMask:
+    """The mask as a BlockMask: built once for each mask, shape and device, and kept while among the latest 64."""
+    key = (mask, query_length, key_length, device)
+    if key not in _block_masks:
+        with torch.inference_mode(False):  # a later call may need gradients
+            made = create_block_mask(mask.rule(device), mask.batch_size, None, query_length, key_length, device=device)
+        _block_masks[key] = made
+        if len(_block_masks) > KEPT:
+            _block_masks.popitem(last=False)
+    _block_masks.move_to_end(key)
+    return _block_masks[key]
+
+
+def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Attention's output (B, H, T, E)."""
+    (B, H, T, _), (G, S) = q_BHTD.shape, k_BGSD.shape[1:3]
+    blocks = None if mask.hides_nothing(T, S) else block_mask(mask, T, S, q_BHTD.device)
+    kernel = _kernel(q_BHTD.device.type, B * H * T * S)
+    with warnings.catch_warnings():
+        # run eagerly it says that it stores the scores: for the few it is given, it may
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        return kernel(q_BHTD, k_BGSD, v_BGSE, block_mask=blocks, scale=scale, enable_gqa=H != G)
+
+
+def _kernel(device: str, n_scores: int) -> Callable[..., Any]:
+    if torch.compiler.is_compiling():
+        return flex_attention
+    if device == "cpu" and (n_scores < WORTH_COMPILING or not compiler_works(device)):
+        return flex_attention
+    return _compiled()
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention)
