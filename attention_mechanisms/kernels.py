@@ -140,10 +140,10 @@ def _manual(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout:
 def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: float, scale: float) -> Tensor:
     B, H, T, D = q_BHTD.shape
     G, S, E = v_BGSE.shape[1:]
-    if blocks_pay(mask, T, S):
-        return attend_in_blocks(_sdpa, q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)
     if E < D:  # the fused kernels want one size
         v_BGSE = F.pad(v_BGSE, (0, D - E))
+    if blocks_pay(mask, T, S):
+        return attend_in_blocks(_sdpa, q_BHTD, k_BGSD, v_BGSE, mask, dropout, scale)[..., :E]
     square = mask.is_square_causal(T, S)
     visible = empty = None
     if not square and not mask.hides_nothing(T, S):

@@ -1,18 +1,18 @@
 """Sliding-window attention that never looks at the keys outside the window: time O(T W) instead of O(T^2).
 
-Queries are cut into blocks. The queries of one block see at most W + block keys, so each block is a small
-attention of its own. With blocks of W / 4 a quarter more scores than necessary are computed; blocks of W,
-which is what one finds most often, compute twice as many (Beltagy et al. 2020, https://arxiv.org/abs/2004.05150,
-section 3.1 and appendix A).
+Queries are cut into blocks. The queries of one block see at most W - 1 + block keys, so each block is a small
+attention of its own, and several are computed in one call. With blocks of W / 8, an eighth more scores than
+necessary are computed; blocks of W, which is what one finds most often, compute twice as many (Beltagy et al.
+2020, https://arxiv.org/abs/2004.05150, section 3.1 and appendix A).
 
-    keys     . . . . . . . . . . . .        W = 4, blocks of 2: the queries at 6 and 7 ask keys 2 to 7
-    block 3      [- - - - - -]
+    keys     . . . . . . . . . . . .        W = 4, blocks of 2: the queries at 6 and 7 ask keys 3 to 7
+    block 3        [- - - - -]
 
-Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value size.
+Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, X = B * G;
+c blocks, t queries of a block, N = H / G * t, K keys of a block.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +20,17 @@ from torch import Tensor
 
 from attention_mechanisms.masks import Mask
 
-SMALLEST = 64  # queries a block: smaller ones are not worth a call
+SMALLEST = 64  # queries a block: smaller ones are no faster
+TOGETHER = 16  # blocks a call
 
 
 def block_size(window: int) -> int:
-    """Queries that are computed together."""
-    return max(SMALLEST, window // 4)
+    """Queries that share their keys."""
+    return max(SMALLEST, window // 8)
 
 
 def blocks_pay(mask: Mask, query_length: int, key_length: int) -> bool:
-    """Whether blocks can skip enough keys to be worth their calls."""
+    """Whether blocks can skip enough keys to be worth their making."""
     if mask.window is None or not isinstance(mask.query_offset, int) or mask.key_positions is not None:
         return False
     if mask.left_padding is not None and mask.n_sinks:
@@ -39,42 +40,87 @@ def blocks_pay(mask: Mask, query_length: int, key_length: int) -> bool:
 
 
 def attend_in_blocks(
-    kernel: Callable[..., Tensor],
+    whole: Callable[..., Tensor],
     q_BHTD: Tensor,
     k_BGSD: Tensor,
-    v_BGSE: Tensor,
+    v_BGSD: Tensor,
     mask: Mask,
     dropout: float,
     scale: float,
 ) -> Tensor:
-    """Attention's output (B, H, T, E), computed by `kernel` on one block of queries after the other."""
-    offset, window, device = mask.query_offset, mask.window, q_BHTD.device
-    assert isinstance(offset, int)
-    assert window is not None
-    block = block_size(window)
-    S, size = k_BGSD.shape[2], window - 1 + block
-    first = offset - window + 1  # the first key that the first query sees, if there is one
-    overhang = -q_BHTD.shape[2] % block  # of the last block
-    keys, values = (_windows(x, first, overhang, size, block) for x in (k_BGSD, v_BGSE))
-    sinks, span = torch.arange(mask.n_sinks, device=device), torch.arange(size, device=device)
+    """Attention's output (B, H, T, D), for a mask for which `blocks_pay`.
+
+    The first queries, whose windows would begin before the first key that is no sink, are left to the kernel
+    `whole`; so all blocks look alike, and without documents and padding they share one small mask.
+    """
+    H, G, S = q_BHTD.shape[1], k_BGSD.shape[1], k_BGSD.shape[2]
+    lead = min(q_BHTD.shape[2], max(0, mask.window - 1 + mask.n_sinks - mask.query_offset))
+    q_BHlD, q_BHTD = q_BHTD[:, :, :lead], q_BHTD[:, :, lead:]
     outputs = []
-    for i, q_BHtD in enumerate(q_BHTD.split(block, dim=2)):
-        positions = first + i * block + span
-        # neither overhang is a key, nor is a sink twice
-        positions = positions.masked_fill((positions >= S) | (positions < mask.n_sinks), -1)
-        k, v = keys[i].mT, values[i].mT
-        if mask.n_sinks:
-            k, v = torch.cat([k_BGSD[:, :, : mask.n_sinks], k], 2), torch.cat([v_BGSE[:, :, : mask.n_sinks], v], 2)
-            positions = torch.cat([sinks, positions])
-        part = replace(mask, query_offset=offset + i * block, key_positions=positions)
-        outputs.append(kernel(q_BHtD, k, v, part, dropout, scale))
+    if lead:
+        seen = mask.query_offset + lead
+        outputs.append(whole(q_BHlD, k_BGSD[:, :, :seen], v_BGSD[:, :, :seen], mask, dropout, scale))
+    t, offset = block_size(mask.window), mask.query_offset + lead
+    blocks = (_blocks(q_BHTD, G, t), *(_windows(x, offset, mask, t) for x in (k_BGSD, v_BGSD)))
+    parts = []
+    for i, (q_XcND, k_XcKD, v_XcKD) in enumerate(zip(*(x.split(TOGETHER, dim=1) for x in blocks), strict=True)):
+        visible, empty = _visible(mask, offset + i * TOGETHER * t, q_XcND.shape[1], t, S, q_BHTD.device)
+        visible, empty = (_for_groups(x, G, H // G) for x in (visible, empty))
+        y_XcND = F.scaled_dot_product_attention(
+            q_XcND, k_XcKD, v_XcKD, attn_mask=visible, dropout_p=dropout, scale=scale
+        )
+        parts.append(y_XcND if mask.left_padding is None else y_XcND.masked_fill(empty, 0))
+    outputs.append(_unblocked(torch.cat(parts, dim=1), G, H // G, t)[:, :, : q_BHTD.shape[2]])
     return torch.cat(outputs, dim=2)
 
 
-def _windows(x_BGSD: Tensor, first: int, overhang: int, size: int, step: int) -> tuple[Tensor, ...]:
-    """Overlapping views (B, G, D, size), one every `step` keys from `first` on.
+def _blocks(q_BHTD: Tensor, n_groups: int, t: int) -> Tensor:
+    """Queries in blocks, those of a group's heads one after the other, (B G, c, N, D), the last block filled up."""
+    q_BGnctD = F.pad(q_BHTD, (0, 0, 0, -q_BHTD.shape[2] % t)).unflatten(1, (n_groups, -1)).unflatten(3, (-1, t))
+    return q_BGnctD.transpose(2, 3).flatten(3, 4).flatten(0, 1)
 
-    One `unfold` and not a slice a block, since the gradient of each slice would be as long as x itself.
+
+def _unblocked(y_XcND: Tensor, n_groups: int, group_size: int, t: int) -> Tensor:
+    """The way back, (B, H, T, D)."""
+    y_BGcntD = y_XcND.unflatten(0, (-1, n_groups)).unflatten(3, (group_size, t))
+    return y_BGcntD.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _windows(x_BGSD: Tensor, offset: int, mask: Mask, t: int) -> Tensor:
+    """The sinks and the window of each block, (B G, c, K, D); the last one may overhang.
+
+    One `unfold` and not a slice a block: its views overlap, and the gradient of each slice would be as long as x.
     """
-    padded = F.pad(x_BGSD[:, :, max(0, first) :], (0, 0, max(0, -first), overhang))
-    return padded.unfold(2, size, step).unbind(2)
+    x_XSD, length = x_BGSD.flatten(0, 1), x_BGSD.shape[2] - offset
+    windows_XSD = F.pad(x_XSD[:, offset - mask.window + 1 :], (0, 0, 0, -length % t))
+    windows_XcKD = windows_XSD.unfold(1, mask.window - 1 + t, t).mT
+    if not mask.n_sinks:
+        return windows_XcKD
+    sinks_XcKD = x_XSD[:, None, : mask.n_sinks].expand(-1, windows_XcKD.shape[1], -1, -1)
+    return torch.cat([sinks_XcKD, windows_XcKD], dim=2)
+
+
+def _visible(
+    mask: Mask, position: int, n_blocks: int, t: int, key_length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`Mask.opened` for blocks from `position` on: (t, K) if they are alike, else (c, t, K) or (B, c, t, K)."""
+    origins_c11 = position + torch.arange(1 if mask.is_plain else n_blocks, device=device)[:, None, None] * t
+    positions_ct1 = origins_c11 + torch.arange(t, device=device)[:, None]
+    keys_c1K = origins_c11 + torch.arange(1 - mask.window, t, device=device)
+    sinks_c1n = torch.arange(mask.n_sinks, device=device).expand(len(keys_c1K), 1, -1)
+    keys_c1K = torch.cat([sinks_c1n, keys_c1K], dim=-1)
+    rows = 0 if mask.batch_size is None else torch.arange(mask.batch_size, device=device)[:, None, None, None]
+    # what overhangs is read from the edge, and thrown away in the end
+    edge = key_length - 1
+    queries_ct1 = positions_ct1.clamp(max=edge) - mask.query_offset
+    visible = mask.rule(device)(rows, 0, queries_ct1, keys_c1K.clamp(max=edge)) & (keys_c1K <= positions_ct1)
+    if mask.is_plain:
+        visible = visible[0]
+    empty = ~visible.any(dim=-1, keepdim=True)
+    return visible | empty, empty
+
+
+def _for_groups(visible: Tensor, n_groups: int, group_size: int) -> Tensor:
+    """For the queries of all heads of a group: (N, K), (c, N, K) or (B G, c, N, K)."""
+    visible = visible.repeat(*(1 for _ in visible.shape[:-2]), group_size, 1)
+    return visible.repeat_interleave(n_groups, dim=0) if visible.dim() == 4 else visible
