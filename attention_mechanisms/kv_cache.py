@@ -92,7 +92,7 @@ class LayerCache:
             slots_BT = (self._lengths_B[:, None] + torch.arange(T)).to(device)
             rows_B1 = torch.arange(len(lengths), device=device)[:, None]
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
-                buffer[rows_B1, :, slots_BT] = new.transpose(1, 2)
+                buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
         self._lengths_B += T
         return [buffer[:, :, :longest] for buffer in self.buffers], mask
 
@@ -181,7 +181,7 @@ class RingCache(LayerCache):
         rows_N, times_N = ((index_BT >= 0) & lasting).nonzero(as_tuple=True)
         slots_N = slots_BT[rows_N, times_N]
         for buffer, new in zip(self.buffers, new_BGTD, strict=True):
-            buffer[rows_N, :, slots_N] = new[rows_N, :, times_N]
+            buffer[rows_N, :, slots_N] = new[rows_N, :, times_N].to(buffer.dtype)
         self._positions_BS[rows_N, slots_N] = positions_BT[rows_N, times_N]
 
     def reset(self, rows: Sequence[int] | None = None) -> None:

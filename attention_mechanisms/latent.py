@@ -26,6 +26,13 @@ from attention_mechanisms.rotary import rotate, rotation
 FORMS = ("auto", "naive", "absorbed")
 
 
+class LatentNorm(nn.RMSNorm):
+    """RMSNorm in its weight's precision: under autocast latents come in bfloat16, and the fused kernel wants one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class MultiHeadLatentAttention(nn.Module):
     """Self-attention through a latent. Each head has D channels without position, for keys and for values.
 
@@ -79,10 +86,10 @@ class MultiHeadLatentAttention(nn.Module):
             self.query = nn.Linear(d_model, query_dim, bias=bias)
         else:
             self.query_down = nn.Linear(d_model, query_latent_dim, bias=False)
-            self.query_norm = nn.RMSNorm(query_latent_dim, eps=1e-6) if latent_norm else nn.Identity()
+            self.query_norm = LatentNorm(query_latent_dim, eps=1e-6) if latent_norm else nn.Identity()
             self.query_up = nn.Linear(query_latent_dim, query_dim, bias=bias)
         self.down = nn.Linear(d_model, latent_dim + rope_dim, bias=False)
-        self.latent_norm = nn.RMSNorm(latent_dim, eps=1e-6) if latent_norm else nn.Identity()
+        self.latent_norm = LatentNorm(latent_dim, eps=1e-6) if latent_norm else nn.Identity()
         self.up = nn.Linear(latent_dim, n_heads * 2 * self.head_dim, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=bias)
 

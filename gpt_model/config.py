@@ -74,6 +74,8 @@ class GPTConfig:
         for name, known in (("kernel", KERNELS), ("attention", ATTENTION), ("position", ("learned", "rope"))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.attention == "mla" and self.position == "rope" and self.rope_dim < 2:
+            raise InputError(f"rope_dim must be at least 2 for mla with rope, got {self.rope_dim}")
         try:
             with torch.device("meta"):
                 self.attention_layer()

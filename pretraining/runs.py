@@ -127,7 +127,9 @@ def _continued(config: Config, model_config: GPTConfig, data: dict[str, BlockDat
     """The settings of the run that is there, if they are what was asked for."""
     stored = read_config(config.out)
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
-    there = {**stored["training"], **dataclasses.asdict(GPTConfig.from_dict(stored["model"]))}
+    # a run from before a setting existed has what was then the only way, which is the default
+    there = {field.name: field.default for field in dataclasses.fields(Config)}
+    there = {**dataclasses.asdict(GPTConfig()), **there, **stored["training"], **stored["model"]}
     for name in sorted(wanted.keys() - NOT_THE_RUN):
         if wanted[name] not in (there.get(name), "auto"):
             raise InputError(
