@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 CAUSAL = Mask()
 KERNELS = ("auto", "manual", "sdpa", "flex")
 SHORT = 512  # keys
-FEW = 8  # queries
 
 
 def attend(
@@ -106,10 +105,9 @@ def choose_kernel(
         return "flex", "it skips blocks of keys that the mask hides"
     if blocks_pay(mask, T, S):
         return "sdpa", "in blocks, it skips the keys outside the window"
-    if device == "cpu" and T <= FEW and not training:
-        return "manual", "for a few queries on a CPU, plain matrix products beat the fused kernel"
-    if device == "cpu" and training and S <= SHORT:
-        return "manual", "in training on a CPU with few keys, the plain formula beats the fused kernel"
+    half = q_BHTD.dtype in (torch.bfloat16, torch.float16)
+    if device == "cpu" and half and (S <= SHORT if training else T == 1):
+        return "manual", "in half precision on a CPU, plain products beat the fused kernel in training and decoding"
     return "sdpa", "PyTorch's fused kernels do not store the scores"
 
 
