@@ -26,12 +26,14 @@ KEPT = 64  # block masks
 _block_masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
 
 
-def obstacle(device: str, training: bool, dropout: float) -> str | None:
-    """Why FlexAttention cannot be used, if so."""
+def obstacle(device: str, head_dim: int, training: bool, dropout: float) -> str | None:
+    """Why FlexAttention cannot be used, if so; head_dim is the smaller of D and E."""
     if dropout:
         return "FlexAttention has no dropout"
-    if training and device == "cpu":
-        return "FlexAttention has no gradients on a CPU"
+    if training and device != "cuda":
+        return f"FlexAttention has no gradients on {'a CPU' if device == 'cpu' else device}"
+    if device == "cuda" and head_dim < 16:
+        return "FlexAttention needs heads of at least 16 channels on a GPU"
     if device == "cuda" and not torch.compiler.is_compiling() and not compiler_works(device):
         return "FlexAttention needs torch.compile on a GPU"
     return None

@@ -95,7 +95,7 @@ def choose_kernel(
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     device, T, S = q_BHTD.device.type, q_BHTD.shape[2], k_BGSD.shape[2]
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q_BHTD, k_BGSD, v_BGSE))
-    obstacle = flex.obstacle(device, training, dropout)
+    obstacle = flex.obstacle(device, min(q_BHTD.shape[-1], v_BGSE.shape[-1]), training, dropout)
     if kernel == "flex" and obstacle:
         return "sdpa", obstacle
     if kernel != "auto":
