@@ -32,7 +32,7 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
         default = {"default": presets[arguments.pop(0)]}
     elif presets:
         description += f"\n\nPresets, as first argument: {', '.join(presets)}. Flags after one change its values."
-    program = f"python -m {sys.modules['__main__'].__spec__.name}"  # type: ignore[union-attr]
+    program = f"python -m {sys.modules['__main__'].__spec__.name.removesuffix('.__main__')}"  # type: ignore[union-attr]
     try:
         main(tyro.cli(config_class, args=arguments, prog=program, description=description, **default))
     except (InputError, OSError) as error:

@@ -1,0 +1,304 @@
+"""Tables and figures of this benchmark, from its stored results alone."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, RED, figure, save_svg
+
+Row = dict[str, Any]
+PARTS = ("decode", "window", "sweep")
+KERNEL_COLORS = {"manual": ORANGE, "sdpa": BLUE, "flex": GREEN}
+DECODE_COLORS = {"transformers": INK, "MHA": BLUE, "GQA": GREEN, "MLA": PURPLE, "SWA": ORANGE}
+WORDS = {"", "attention", "reach, kernel", "kernel", "layer", "pass", "first without room"}
+SHOWN_LENGTHS = (512, 2048, 8192, 32_768)  # of layers; kernels are shown at every length
+
+
+def load(results: Path) -> dict[str, Row]:
+    """The parts that have been measured."""
+    return {
+        part: json.loads((results / f"{part}.json").read_bytes())
+        for part in PARTS
+        if (results / f"{part}.json").exists()
+    }
+
+
+# -- tables ------------------------------------------------------------------------------------------------
+
+
+def tables(results: Path) -> str:
+    """All tables, in Markdown, each with the machine it was measured on."""
+    made = {"decode": decode_table, "window": window_table, "sweep": sweep_tables}
+    return "\n\n".join(made[part](result) for part, result in load(results).items())
+
+
+def decode_table(result: Row) -> str:
+    """A step of each kind of attention, and what it remembers and reads."""
+    with_power = _has_power(result["rows"])
+    lines = _header(
+        ["attention", "", "context", "ms a step", "tokens/s", "times MHA", "cache, bytes a token", "held"],
+        ["of peak bytes/s", "of peak FLOP/s", *(["mJ a token"] if with_power else [])],
+    )
+    for row in result["rows"]:
+        lines.append(
+            _line(
+                row["attention"],
+                row["dtype"],
+                f"{row['context']:,}",
+                _ms(row["seconds"]),
+                f"{row['tokens_per_second']['median']:,.0f}",
+                f"{row['times_mha']['median']:.2f}",
+                f"{row['cache_bytes_per_token']:,.0f}",
+                _size(row["memory"]),
+                *_shares(row),
+                *([_energy(row)] if with_power else []),
+            )
+        )
+    size = f"{result['n_layers']} attention layers of width {result['d_model']}, batch {result['batch']}"
+    return "\n".join([f"{size}, {_machine(result)}.", "", *lines, *(f"\n{note}." for note in result["notes"])])
+
+
+def window_table(result: Row) -> str:
+    """Time of full and of sliding-window attention, and how it grows."""
+    with_power = _has_power(result["rows"])
+    lines = _header(
+        ["", "reach, kernel", "tokens", "ms", "tokens/s", "times full", "memory", "of peak FLOP/s", "of peak bytes/s"],
+        ["mJ a token"] if with_power else [],
+    )
+    for row in result["rows"]:
+        flops, nbytes = row["flops_share"], row["bytes_share"]
+        cells = [row["what"], row["name"], f"{row['length']:,}", _ms(row["seconds"])]
+        cells += [f"{row['tokens_per_second']['median']:,.0f}", f"{row['times_full']['median']:.2f}"]
+        cells += [_size(row["memory"]), f"{flops:.0%}", f"{nbytes:.0%}", *([_energy(row)] if with_power else [])]
+        lines.append(_line(*cells))
+    grown = [growth for growth in result["growth"] if growth["exponent"] is not None]
+    growths = _header(["", "reach, kernel", "from", "to", "time grows as", "time a token, last to first"], [])
+    for growth in grown:
+        cells = [growth["what"], growth["name"], f"{growth['from']:,}", f"{growth['to']:,}"]
+        growths.append(_line(*cells, f"T^{growth['exponent']:.2f}", f"{growth['time_per_token_ratio']:.2f}"))
+    size = f"Batch 1, {result['n_heads']} heads of {result['d_model'] // result['n_heads']}, {result['dtype']}"
+    return "\n".join([f"{size}, {_machine(result)}.", "", *lines, *(["", *growths] if grown else [])])
+
+
+def sweep_tables(result: Row) -> str:
+    """The rows of one width and batch, then what was left out of the whole sweep."""
+    width, batch = result["shown"]
+    kernels, layers = ([row for row in _shown(result) if row["what"] == what] for what in ("kernel", "layer"))
+    kinds = f"GQA: {result['group']} query heads a group; MLA: R = C / {result['latent_share']}; "
+    kinds += f"SWA: W = {result['window']}"
+    parts = [
+        f"Width {width:,}, heads of {result['head_dim']}, batch {batch}, {result['dtype']}, {_machine(result)}.",
+        _sweep_table(kernels, "kernel"),
+        _versus_table(kernels),
+        f"Whole layers ({kinds}):",
+        _sweep_table([row for row in layers if row["length"] in SHOWN_LENGTHS], "layer"),
+        "Of all shapes (the first without room: batch x tokens x width):",
+        _left_out_table(result["rows"]),
+    ]
+    if result["machine"]["device"] == "cpu":
+        parts.insert(2, "On a CPU flex is compiled only where that pays; for few tokens it stores all scores.")
+    return "\n\n".join(parts)
+
+
+def _sweep_table(rows: list[Row], what: str) -> str:
+    """A line for each length and name, first forward, then with backward."""
+    columns = ["tokens/s", "memory", "of peak FLOP/s", "of peak bytes/s", *(["mJ a token"] if _has_power(rows) else [])]
+    lines = _header(
+        ["tokens", what, f"forward: {columns[0]}", *columns[1:]], [f"with backward: {columns[0]}", *columns[1:]]
+    )
+    for length, name in dict.fromkeys((row["length"], row["name"]) for row in rows):
+        cells = [f"{length:,}", name]
+        for row in rows:
+            if (row["length"], row["name"]) == (length, name):
+                cells += _sweep_cells(row, len(columns))
+        lines.append(_line(*cells))
+    return "\n".join(lines)
+
+
+def _sweep_cells(row: Row, n_columns: int) -> list[str]:
+    if "left_out" in row:
+        return [row["left_out"], *[""] * (n_columns - 1)]
+    speed = row["tokens_per_second"]
+    cells = [f"{speed['median']:,.0f} ({speed['q1']:,.0f} to {speed['q3']:,.0f})", _size(row["memory"])]
+    cells += [f"{row['flops_share']:.0%}", f"{row['bytes_share']:.0%}", _energy(row)]
+    return cells[:n_columns]
+
+
+def _versus_table(rows: list[Row]) -> str:
+    """The fused kernels against the plain formula, and flex against the fastest of them."""
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    columns = [f"{pass_}: {name}" for pass_ in passes for name in ("fastest sdpa", "times manual", "flex, times sdpa")]
+    lines = _header(["tokens", *columns], [])
+    for length in dict.fromkeys(row["length"] for row in rows):
+        cells = [f"{length:,}"]
+        for pass_ in passes:
+            own = {row["name"]: row for row in rows if (row["length"], row["pass"]) == (length, pass_)}
+            took = {name: row["seconds"]["median"] for name, row in own.items() if "seconds" in row}
+            fastest = min((name for name in took if name.startswith("sdpa")), key=took.__getitem__, default="")
+            cells += [fastest, _times(took, "manual", fastest), _times(took, fastest, "flex")]
+        lines.append(_line(*cells))
+    return "\n".join(lines)
+
+
+def _times(took: dict[str, float], slower: str, faster: str) -> str:
+    """How many times as fast."""
+    return f"{took[slower] / took[faster]:.2f}" if {slower, faster} <= took.keys() else ""
+
+
+def _left_out_table(rows: list[Row]) -> str:
+    """How many shapes were measured and how many not, and the smallest that found no room."""
+    lines = _header(["", "pass"], ["measured", "too slow", "not available", "no room", "first without room"])
+    for name, pass_ in dict.fromkeys((row["name"], row["pass"]) for row in rows):
+        own = [row for row in rows if (row["name"], row["pass"]) == (name, pass_)]
+        counts = Counter(row.get("left_out", "measured") for row in own)
+        full = [row for row in own if row.get("left_out") in ("would not fit", "out of memory")]
+        first = min(full, key=lambda row: row["batch"] * row["d_model"] * row["length"] ** 2, default=None)
+        where = f"{first['batch']} x {first['length']:,} x {first['d_model']:,}" if first else ""
+        numbers = [counts["measured"], counts["too slow"], counts["not available"], len(full)]
+        lines.append(_line(name, pass_, *map(str, numbers), where))
+    return "\n".join(lines)
+
+
+def _shown(result: Row) -> list[Row]:
+    width, batch = result["shown"]
+    rows = [row for row in result["rows"] if (row["d_model"], row["batch"]) == (width, batch)]
+    return sorted(rows, key=lambda row: row["length"])  # and else as measured
+
+
+def _header(columns: list[str], more: list[str]) -> list[str]:
+    """Numbers stand to the right."""
+    names = [*columns, *more]
+    return [
+        _line(*names),
+        _line(*("---" if name in WORDS or name.endswith("fastest sdpa") else "---:" for name in names)),
+    ]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _ms(spread: Row) -> str:
+    """Median and quartiles."""
+    median, q1, q3 = (1000 * spread[key] for key in ("median", "q1", "q3"))
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2
+    return f"{median:,.{digits}f} ({q1:,.{digits}f} to {q3:,.{digits}f})"
+
+
+def _shares(row: Row) -> list[str]:
+    return [f"{row['bytes_share']:.0%}", f"{row['flops_share']:.0%}"]
+
+
+def _size(nbytes: float | None) -> str:
+    return "" if nbytes is None else f"{nbytes / 1e6:,.0f} MB"
+
+
+def _has_power(rows: list[Row]) -> bool:
+    return any(row.get("joules_per_token") for row in rows)
+
+
+def _energy(row: Row) -> str:
+    joules = row.get("joules_per_token")
+    return f"{1000 * joules:.3g}" if joules else ""
+
+
+def _machine(result: Row) -> str:
+    machine, peaks = result["machine"], result["peaks"]
+    where = machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
+    flops = ", ".join(f"{value / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, value in peaks["flops_per_second"].items())
+    return f"{where}, PyTorch {machine['torch']}; measured peaks: {flops}, {peaks['bytes_per_second'] / 1e9:,.0f} GB/s"
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+
+def draw_all(results: Path, figures: Path) -> None:
+    """Write one SVG for each part that has been measured."""
+    plots: dict[str, tuple[Callable[[Any, Row], None], float]] = {
+        "decode": (plot_decode, 4.2), "window": (plot_window, 3.6), "sweep": (plot_sweep, 3.6),
+    }  # fmt: skip
+    for part, result in load(results).items():
+        plot, height = plots[part]
+        with figure(2, figsize=(10, height), layout="constrained") as (drawing, axes):
+            plot(axes, result)
+            save_svg(drawing, figures / f"{part}.svg")
+
+
+def plot_decode(axes: Any, result: Row) -> None:
+    """Tokens a second of each kind of attention at each context; one of two axes for each dtype."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in result["rows"]))
+    for axis, dtype in zip(axes, dtypes, strict=False):
+        rows = [row for row in result["rows"] if row["dtype"] == dtype]
+        contexts = list(dict.fromkeys(row["context"] for row in rows))
+        names = list(dict.fromkeys(row["attention"] for row in rows))
+        names.sort(key=lambda name: not name.startswith("transformers"))
+        for row in rows:
+            y = names.index(row["attention"]) + (contexts.index(row["context"]) - (len(contexts) - 1) / 2) * 0.4
+            kind = next(color for name, color in DECODE_COLORS.items() if row["attention"].startswith(name))
+            alpha = 1 - 0.45 * contexts.index(row["context"]) / max(1, len(contexts) - 1)
+            speed = row["tokens_per_second"]["median"]
+            axis.barh(y, speed, 0.7 / len(contexts), color=kind, alpha=alpha)
+            axis.text(speed, y, f" {speed:,.0f}", va="center", color=INK, fontsize=8)
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlabel="tokens a second", title=dtype)
+        axis.margins(x=0.15)
+        axis.grid(visible=False, axis="y")
+        axis.invert_yaxis()
+    axes[1].set_yticklabels([])
+    if len(contexts) > 1:
+        axes[0].text(
+            1, 0.02, f"full: context {contexts[0]:,}\npale: {contexts[-1]:,}", ha="right", transform=axes[0].transAxes
+        )
+
+
+def plot_window(axes: Any, result: Row) -> None:
+    """Milliseconds against tokens on log axes, attention alone and whole layers."""
+    for axis, what in zip(axes, ("attention", "layer"), strict=True):
+        rows = [row for row in result["rows"] if row["what"] == what]
+        for color, name in zip(
+            [BLUE, ORANGE, GREEN, RED, PURPLE], dict.fromkeys(row["name"] for row in rows), strict=False
+        ):
+            own = [row for row in rows if row["name"] == name]
+            growth = next(one for one in result["growth"] if (one["what"], one["name"]) == (what, name))
+            label = name if growth["exponent"] is None else f"{name}: T^{growth['exponent']:.2f}"
+            _line_of(axis, own, lambda row: 1000 * row["seconds"]["median"], color=color, label=label)
+        title = "attention alone" if what == "attention" else "a layer, with its projections"
+        _log_axes(axis, rows, title, "ms")
+
+
+def plot_sweep(axes: Any, result: Row) -> None:
+    """Tokens a second and memory of the kernels against length; dashed: forward and backward."""
+    rows = [row for row in _shown(result) if row["what"] == "kernel" and "left_out" not in row]
+    for name, color in KERNEL_COLORS.items():
+        for pass_, style in (("forward", "-"), ("forward+backward", "--")):
+            own = [row for row in rows if (row["name"], row["pass"]) == (name, pass_)]
+            label = name if pass_ == "forward" else None
+            _line_of(
+                axes[0], own, lambda row: row["tokens_per_second"]["median"], color=color, linestyle=style, label=label
+            )
+            seen = [row for row in own if row["memory"]]
+            _line_of(axes[1], seen, lambda row: row["memory"] / 1e6, color=color, linestyle=style, label=label)
+    width, batch = result["shown"]
+    _log_axes(axes[0], rows, f"width {width:,}, batch {batch}; dashed: with backward", "tokens a second")
+    _log_axes(axes[1], rows, "memory beyond the inputs", "MB")
+
+
+def _line_of(axis: Any, rows: list[Row], y: Callable[[Row], float], **style: Any) -> None:
+    if rows:
+        axis.plot([row["length"] for row in rows], [y(row) for row in rows], marker="o", markersize=4, **style)
+
+
+def _log_axes(axis: Any, rows: list[Row], title: str, ylabel: str) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    lengths = sorted({row["length"] for row in rows})
+    axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel=ylabel, title=title)
+    axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axis.tick_params(axis="x", labelsize=8)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:,g}")
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.legend()
