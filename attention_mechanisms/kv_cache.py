@@ -107,6 +107,10 @@ class LayerCache:
         """Forget the tokens of some rows, or of all; the memory stays."""
         self._lengths_B[slice(None) if rows is None else list(rows)] = 0
 
+    def truncate(self, length: int) -> None:
+        """Take back the newest tokens of every row that holds more than `length`; the memory stays."""
+        self._lengths_B.clamp_(max=length)
+
     def rows(self, start: int, stop: int) -> LayerCache:
         """Some rows as a cache of their own, in the same memory: one row can read its prompt while others wait."""
         part = copy.copy(self)
@@ -189,6 +193,15 @@ class RingCache(LayerCache):
         super().reset(rows)
         self._positions_BS[slice(None) if rows is None else list(rows)] = -1
 
+    def truncate(self, length: int) -> None:
+        """Not possible.
+
+        Raises:
+            ValueError: if a row holds more than `length`: what came before its newest tokens is overwritten.
+        """
+        if max(self.lengths) > length:
+            raise ValueError(f"a ring cannot be cut back to {length} tokens: older ones have been overwritten")
+
     def rows(self, start: int, stop: int) -> RingCache:
         """Some rows as a cache of their own, in the same memory."""
         part = super().rows(start, stop)
@@ -226,6 +239,15 @@ class KVCache:
         """Forget the tokens of some rows, or of all; the memory stays."""
         for layer in self.layers:
             layer.reset(rows)
+
+    def truncate(self, length: int) -> None:
+        """Take back the newest tokens of every row that holds more than `length`.
+
+        Raises:
+            ValueError: if the layers hold rings.
+        """
+        for layer in self.layers:
+            layer.truncate(length)
 
     def rows(self, start: int, stop: int) -> KVCache:
         """Some rows as a cache of their own, in the same memory."""

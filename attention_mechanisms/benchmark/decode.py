@@ -54,7 +54,7 @@ class Decoder:
         """The sum of what all layers answer."""
         for layer_cache in self.cache.layers:
             if layer_cache.max_length is not None:  # the token of the call before gives way; a ring turns on
-                layer_cache._lengths_B.fill_(self.context)
+                layer_cache.truncate(self.context)
         mask, y_B1C = self.cache.mask(), x_B1C
         for layer, layer_cache in zip(self.layers, self.cache.layers, strict=True):
             y_B1C = y_B1C + layer(y_B1C, mask=mask, cache=layer_cache)
