@@ -54,6 +54,9 @@ def block_mask(mask: Mask, query_length: int, key_length: int, device: torch.dev
 
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: float) -> Tensor:
     """Attention's output (B, H, T, E)."""
+    if not torch.is_grad_enabled():  # on a CPU it refuses what could have a gradient, wanted or not
+        q_BHTD, k_BGSD, v_BGSE = (x.detach() for x in (q_BHTD, k_BGSD, v_BGSE))
+    v_BGSE = v_BGSE.view_as(v_BGSE)  # Dynamo, which traces it even when eager, stumbles over one tensor given twice
     (B, H, T, _), (G, S) = q_BHTD.shape, k_BGSD.shape[1:3]
     blocks = None if mask.hides_nothing(T, S) else block_mask(mask, T, S, q_BHTD.device)
     kernel = _kernel(q_BHTD.device.type, B * H * T * S)

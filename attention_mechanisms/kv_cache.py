@@ -76,10 +76,13 @@ class LayerCache:
             mask: who may look at whom; its offset is that of the cache, whatever it says.
 
         Raises:
-            ValueError: if a row would grow past the cache's length, or the batch is of another size.
+            ValueError: if a row would grow past the cache's length, the batch is of another size, or nothing
+                hides what stands past the end of a shorter row.
         """
         T = self._check(new_BGTD)
         lengths = self.lengths
+        if not mask.causal and min(lengths) != max(lengths):
+            raise ValueError(f"rows of different lengths need a causal mask, got lengths {lengths}")
         longest = max(lengths) + T
         if longest > self.buffers[0].shape[2]:
             raise ValueError(f"the cache holds {self.max_length} tokens a row: {T} more than {longest - T} do not fit")
@@ -105,7 +108,10 @@ class LayerCache:
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the tokens of some rows, or of all; the memory stays."""
-        self._lengths_B[slice(None) if rows is None else list(rows)] = 0
+        chosen = slice(None) if rows is None else list(rows)
+        self._lengths_B[chosen] = 0
+        for buffer in self.buffers:
+            buffer[chosen] = 0  # a hidden NaN would still spoil the sum: its weight is 0, and 0 times NaN is NaN
 
     def truncate(self, length: int) -> None:
         """Take back the newest tokens of every row that holds more than `length`; the memory stays."""

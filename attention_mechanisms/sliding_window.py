@@ -7,7 +7,8 @@
          4          x x x        W = 3                      x x x
 
 Through L layers information still travels L (W - 1) tokens. The first few tokens, "attention sinks", may stay
-visible for ever: a trained model parks its attention there when it needs none.
+visible for ever: a trained model parks its attention there when it needs none. They keep their positions in the
+text; StreamingLLM, which streams with models trained without a window, numbers them by their place in the cache.
 
 Beltagy et al. 2020, https://arxiv.org/abs/2004.05150, section 3.1; Jiang et al. 2023 (Mistral),
 https://arxiv.org/abs/2310.06825, section 2; sinks: Xiao et al. 2023, https://arxiv.org/abs/2309.17453, section 3.2.

@@ -1,6 +1,6 @@
-"""Both kernels against attention written out in float64, and the ways a mask goes wrong."""
+"""The kernels against attention written out in float64, which of them is taken, and the ways a mask goes wrong."""
 
-import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,48 +8,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_mechanisms import Mask, MultiHeadAttention, attend
+from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, windowed
+from tests.attention_mechanisms.cases import by_hand, masks, random_qkv
 
 KERNELS = ["manual", "sdpa", "auto"]
 
 
-def by_hand(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float | None = None) -> Tensor:
-    """One query at a time, in float64."""
-    B, H, T, D = q.shape
-    G = k.shape[1]
-    out = torch.zeros(B, H, T, v.shape[-1], dtype=torch.float64)
-    for b in range(B):
-        offset = mask.query_offset if isinstance(mask.query_offset, int) else mask.query_offset[b]
-        for h in range(H):
-            keys, values = k[b, h * G // H].double(), v[b, h * G // H].double()
-            for t in range(T):
-                seen = min(offset + t + 1, len(keys)) if mask.causal else len(keys)
-                scores = keys[:seen] @ q[b, h, t].double() * (1 / math.sqrt(D) if scale is None else scale)
-                out[b, h, t] = scores.softmax(-1) @ values[:seen]
-    return out
-
-
-def random_qkv(
-    B: int, H: int, G: int, T: int, S: int, D: int, E: int, dtype: torch.dtype = torch.float32
-) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(B, H, T, D), (B, G, S, D), (B, G, S, E)]
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @given(
-    B=st.integers(1, 3), G=st.integers(1, 3), group=st.integers(1, 3), T=st.integers(1, 7), past=st.integers(0, 6),
-    D=st.sampled_from([1, 3, 8]), E=st.sampled_from([1, 5, 8]), causal=st.booleans(),
+    B=st.integers(1, 3), G=st.integers(1, 3), group=st.integers(1, 3), T=st.integers(1, 7), S=st.integers(1, 12),
+    D=st.sampled_from([1, 3, 8]), E=st.sampled_from([1, 5, 8]), training=st.booleans(), data=st.data(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_kernels_equal_attention_by_hand(
-    kernel: str, B: int, G: int, group: int, T: int, past: int, D: int, E: int, causal: bool
+    kernel: str, B: int, G: int, group: int, T: int, S: int, D: int, E: int, training: bool, data: st.DataObject
 ) -> None:
-    q, k, v = random_qkv(B, G * group, G, T, past + T, D, E)
-    mask = Mask(causal=causal, query_offset=past)
-    expected = by_hand(q, k, v, mask)
-    torch.testing.assert_close(attend(q, k, v, mask=mask, kernel=kernel).double(), expected, rtol=1e-5, atol=1e-5)
+    """Whatever the shape and the mask; `training` changes what auto takes."""
+    q, k, v = (x.requires_grad_(training) for x in random_qkv(B, G * group, G, T, S, D, E))
+    mask = data.draw(masks(B, T, S))
+    y, expected = attend(q, k, v, mask=mask, kernel=kernel), by_hand(q.detach(), k.detach(), v.detach(), mask)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    assert not y[(expected == 0).all(dim=-1)].any()
+
+
+@given(B=st.integers(1, 2), T=st.integers(1, 4), S=st.integers(1, 6), group=st.integers(1, 2), data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_flex_equals_attention_by_hand(B: int, T: int, S: int, group: int, data: st.DataObject) -> None:
+    """A few shapes only: each new one takes half a second."""
+    q, k, v = random_qkv(B, group, 1, T, S, 3, 5)
+    mask = data.draw(masks(B, T, S))
+    y = attend(q, k, v, mask=mask, kernel="flex")
+    torch.testing.assert_close(y.double(), by_hand(q, k, v, mask), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -84,16 +73,68 @@ def test_bfloat16_errs_little_more_than_its_inputs(kernel: str) -> None:
     assert (y.double() - expected).norm() / expected.norm() < 1e-2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
-def test_large_scores_do_not_overflow(kernel: str) -> None:
-    q, k, v = random_qkv(1, 1, 1, 6, 6, 8, 8)
-    assert attend(q * 1e4, k, v, kernel=kernel).isfinite().all()
+@pytest.mark.parametrize("T", [1, 6])
+def test_large_scores_do_not_overflow(T: int, kernel: str, dtype: torch.dtype) -> None:
+    """Products of 80,000 before they are scaled, beyond float16's range; after it they are within."""
+    q, k, v = random_qkv(1, 2, 1, T, 6, 64, 64, dtype)
+    q, k = q.sign() * 35, k.sign() * 35
+    k[:, :, 2] = q[0, 0, -1]  # 35 * 35 * 64 = 78,400
+    mask = Mask(query_offset=6 - T)
+    y = attend(q, k, v, mask=mask, kernel=kernel)
+    digits = max(1e-5, 2 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(y.double(), by_hand(q, k, v, mask), rtol=digits, atol=digits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", ["manual", "sdpa"])
+@pytest.mark.parametrize("T", [1, 3])
+def test_the_mean_of_many_values_is_their_mean(T: int, kernel: str, dtype: torch.dtype) -> None:
+    """30,000 equal scores: a sum in bfloat16 would stop growing at 256."""
+    S = 30_000
+    q, k, v = random_qkv(1, 1, 1, T, S, 8, 8, dtype)
+    y = attend(0 * q, k, v + 3, mask=Mask(causal=False), kernel=kernel)
+    expected = (v + 3).double().mean(dim=2, keepdim=True).expand_as(y)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
-def test_gradients(kernel: str) -> None:
-    q, k, v = (x.double().requires_grad_() for x in random_qkv(2, 4, 2, 3, 5, 4, 3))
-    assert torch.autograd.gradcheck(lambda *qkv: attend(*qkv, mask=Mask(query_offset=2), kernel=kernel), (q, k, v))
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Mask(query_offset=2),
+        Mask(query_offset=(2, 0), window=2, n_sinks=1),
+        Mask(query_offset=2, left_padding=(0, 4)),
+        Mask(query_offset=2, left_padding=(5, 1)),  # a whole row sees nothing
+        Mask(query_offset=2, document_ids=torch.tensor([0, 1, 1, 0, 2])),
+        Mask(query_offset=2, window=2, key_positions=torch.tensor([4, -1, -1, 3, 0])),
+    ],
+    ids=["causal", "window", "padding", "empty row", "documents", "ring"],
+)
+@pytest.mark.parametrize("T", [1, 3])
+def test_gradients(kernel: str, mask: Mask, T: int) -> None:
+    """By finite differences; queries that see nothing have gradients of zero, not NaN."""
+    q, k, v = (x.double().requires_grad_() for x in random_qkv(2, 4, 2, T, 5, 4, 3))
+    assert torch.autograd.gradcheck(lambda *qkv: attend(*qkv, mask=mask, kernel=kernel), (q, k, v))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kernel", ["manual", "sdpa", "auto"])
+@pytest.mark.parametrize("T", [1, 7])
+def test_queries_that_see_nothing_are_answered_with_zeros(T: int, kernel: str, dtype: torch.dtype) -> None:
+    q, k, v = (x.requires_grad_() for x in random_qkv(2, 4, 2, T, 7, 4, 4, dtype))
+    mask = Mask(query_offset=7 - T, left_padding=(2, 7))
+    for training in (False, True):
+        with torch.set_grad_enabled(training):
+            y = attend(q, k, v, mask=mask, kernel=kernel)
+        assert not y[1].any()
+        assert not y[0, :, : max(0, 2 - (7 - T))].any()
+        assert y[0, :, -1].any()
+    y.float().square().sum().backward()
+    for x in (q, k, v):
+        assert x.grad.isfinite().all()
+        assert not x.grad[1].any()
 
 
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
@@ -144,3 +185,60 @@ def test_multi_head_attention_equals_torchs() -> None:
     hidden = torch.nn.Transformer.generate_square_subsequent_mask(7)
     expected, _ = theirs(x, x, x, attn_mask=hidden, is_causal=True, need_weights=False)
     torch.testing.assert_close(ours(x), expected)
+
+
+def shapes(T: int, S: int, *, training: bool = False, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [torch.empty(1, 2, length, 4, dtype=dtype).requires_grad_(training) for length in (T, S, S)]
+
+
+FUSED = "sdpa: PyTorch's fused kernels do not store the scores"
+PLAIN = "manual: in half precision on a CPU"
+BLOCKS = "sdpa: in blocks, it skips the keys outside the window"
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "training", "mask", "single", "half"),
+    [
+        (1, 3000, False, Mask(query_offset=2999), FUSED, PLAIN),
+        (2, 3000, False, Mask(query_offset=2998), FUSED, FUSED),
+        (1, 3000, True, Mask(query_offset=2999), FUSED, FUSED),
+        (512, 512, True, Mask(), FUSED, PLAIN),
+        (513, 513, True, Mask(), FUSED, FUSED),
+        (512, 512, False, Mask(), FUSED, FUSED),
+        (3000, 3000, False, Mask(window=100), BLOCKS, BLOCKS),
+        (3000, 3000, True, Mask(window=100), BLOCKS, BLOCKS),
+        (3000, 3000, False, Mask(window=2000), FUSED, FUSED),
+    ],
+)
+def test_auto_takes_what_was_measured_to_be_fastest_on_a_cpu(
+    T: int, S: int, training: bool, mask: Mask, single: str, half: str
+) -> None:
+    for dtype, expected in ((torch.float32, single), (torch.bfloat16, half), (torch.float16, half)):
+        assert explain_kernel(*shapes(T, S, training=training, dtype=dtype), mask=mask).startswith(expected)
+
+
+@pytest.mark.parametrize("kernel", ["manual", "sdpa", "flex"])
+def test_the_kernel_asked_for_is_taken(kernel: str) -> None:
+    assert explain_kernel(*shapes(600, 600), mask=Mask(window=8), kernel=kernel) == f"{kernel}: it was asked for"
+
+
+def test_every_choice_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shapes of the rules above, small: each way through `attend` against the rules by hand."""
+    monkeypatch.setattr(windowed, "SMALLEST", 2)
+    arguments: list[dict[str, Any]] = [{"T": 1, "S": 20}, {"T": 9, "S": 20}, {"T": 20, "S": 20}]
+    for sizes in arguments:
+        q, k, v = random_qkv(2, 4, 2, sizes["T"], sizes["S"], 8, 8)
+        for mask in (Mask(query_offset=20 - sizes["T"]), Mask(query_offset=20 - sizes["T"], window=3, n_sinks=1)):
+            expected = by_hand(q, k, v, mask)
+            for kernel in KERNELS:
+                y = attend(q, k, v, mask=mask, kernel=kernel)
+                torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_mask_for_another_batch_is_refused(kernel: str) -> None:
+    q, k, v = random_qkv(2, 1, 1, 3, 3, 4, 4)
+    with pytest.raises(ValueError, match="the mask was made for a batch of 3, got 2 rows"):
+        attend(q, k, v, mask=Mask(left_padding=(0, 1, 2)), kernel=kernel)
+    with pytest.raises(ValueError, match="the mask was made for a batch of 1, got 2 rows"):
+        attend(q, k, v, mask=Mask(query_offset=(0,)), kernel=kernel)
