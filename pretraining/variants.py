@@ -1,6 +1,6 @@
 """What a smaller cache costs in quality: the same small model with each kind of attention, trained equally.
 
-    python -m pretraining.variants          # 33 trainings of a minute or less; the same command resumes
+    python -m pretraining.variants          # 33 trainings of about a minute; the same command resumes
 
 The cache's size is that of a real one, and the loss is measured on text the models have not seen.
 The notebook attention_mechanisms/03_sharing_keys_and_values.ipynb draws the stored results.
