@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from attention_mechanisms.benchmark import figures as attention_figures
 from working_with_text_data.benchmark_figures import tables
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,16 @@ def tokenizer_passage() -> str:
     return tables(ROOT / "working_with_text_data" / "results")
 
 
+def attention_passage() -> str:
+    return attention_figures.tables(ROOT / "attention_mechanisms" / "results")
+
+
+def variants_passage() -> str:
+    from pretraining.variants import table
+
+    return table(results("pretraining/results/variants.json"))
+
+
 @pytest.mark.parametrize(
     ("file", "passage"),
     [
@@ -83,6 +94,8 @@ def tokenizer_passage() -> str:
         ("README.md", fresh_machine_passage),
         ("pretraining/README.md", speed_passage),
         ("working_with_text_data/README.md", tokenizer_passage),
+        ("attention_mechanisms/results/README.md", attention_passage),
+        ("attention_mechanisms/README.md", variants_passage),
     ],
 )
 def test_numbers_are_those_measured(file: str, passage: Any) -> None:
@@ -115,6 +128,8 @@ ELSEWHERE = {
     "make clean": "test_a_fresh_clone_with_make",
     "PIP_EXTRA_INDEX_URL=": "needs a host that is no package registry of the test machine's",
     "python -m working_with_text_data.benchmark": "test_benchmark.py",
+    "python -m attention_mechanisms.benchmark": "test_benchmark.py",
+    "python -m pretraining.variants": "test_variants.py: an hour on two idle cores",
     "python -m pretraining.benchmark": "half an hour: its result files are compared instead",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone_without_make",
 }
@@ -227,5 +242,8 @@ def test_a_fresh_clone_without_make(clone: Path) -> None:
 
 
 if __name__ == "__main__":
-    for passage in (summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage):
+    for passage in (
+        summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage, attention_passage,
+        variants_passage,
+    ):  # fmt: skip
         print(passage(), end="\n\n")
