@@ -35,8 +35,9 @@ def blocks_pay(mask: Mask, query_length: int, key_length: int) -> bool:
         return False
     if mask.left_padding is not None and mask.n_sinks:
         return False  # the sinks are at another place in each row
-    reach = mask.window + block_size(mask.window) + mask.n_sinks
-    return query_length > 1 and key_length >= 2 * reach and mask.query_offset + query_length == key_length
+    block = block_size(mask.window)
+    long = query_length >= block and key_length >= 2 * (mask.window + block + mask.n_sinks)
+    return long and mask.query_offset + query_length == key_length
 
 
 def attend_in_blocks(
@@ -53,30 +54,31 @@ def attend_in_blocks(
     The first queries, whose windows would begin before the first key that is no sink, are left to the kernel
     `whole`; so all blocks look alike, and without documents and padding they share one small mask.
     """
-    H, G, S = q_BHTD.shape[1], k_BGSD.shape[1], k_BGSD.shape[2]
-    lead = min(q_BHTD.shape[2], max(0, mask.window - 1 + mask.n_sinks - mask.query_offset))
+    H, T, G, t = q_BHTD.shape[1], q_BHTD.shape[2], k_BGSD.shape[1], block_size(mask.window)
+    lead = max(0, mask.window - 1 + mask.n_sinks - mask.query_offset)
+    lead += (T - lead) % t  # the rest are whole blocks: filling one up would copy all queries, keys and values
     q_BHlD, q_BHTD = q_BHTD[:, :, :lead], q_BHTD[:, :, lead:]
     outputs = []
     if lead:
         seen = mask.query_offset + lead
         outputs.append(whole(q_BHlD, k_BGSD[:, :, :seen], v_BGSD[:, :, :seen], mask, dropout, scale))
-    t, offset = block_size(mask.window), mask.query_offset + lead
+    offset = mask.query_offset + lead
     blocks = (_blocks(q_BHTD, G, t), *(_windows(x, offset, mask, t) for x in (k_BGSD, v_BGSD)))
     parts = []
     for i, (q_XcND, k_XcKD, v_XcKD) in enumerate(zip(*(x.split(TOGETHER, dim=1) for x in blocks), strict=True)):
-        visible, empty = _visible(mask, offset + i * TOGETHER * t, q_XcND.shape[1], t, S, q_BHTD.device)
+        visible, empty = _visible(mask, offset + i * TOGETHER * t, q_XcND.shape[1], t, q_BHTD.device)
         visible, empty = (_for_groups(x, G, H // G) for x in (visible, empty))
         y_XcND = F.scaled_dot_product_attention(
             q_XcND, k_XcKD, v_XcKD, attn_mask=visible, dropout_p=dropout, scale=scale
         )
         parts.append(y_XcND if mask.left_padding is None else y_XcND.masked_fill(empty, 0))
-    outputs.append(_unblocked(torch.cat(parts, dim=1), G, H // G, t)[:, :, : q_BHTD.shape[2]])
+    outputs.append(_unblocked(torch.cat(parts, dim=1), G, H // G, t))
     return torch.cat(outputs, dim=2)
 
 
 def _blocks(q_BHTD: Tensor, n_groups: int, t: int) -> Tensor:
-    """Queries in blocks, those of a group's heads one after the other, (B G, c, N, D), the last block filled up."""
-    q_BGnctD = F.pad(q_BHTD, (0, 0, 0, -q_BHTD.shape[2] % t)).unflatten(1, (n_groups, -1)).unflatten(3, (-1, t))
+    """Queries in blocks, those of a group's heads one after the other, (B G, c, N, D)."""
+    q_BGnctD = q_BHTD.unflatten(1, (n_groups, -1)).unflatten(3, (-1, t))
     return q_BGnctD.transpose(2, 3).flatten(3, 4).flatten(0, 1)
 
 
@@ -87,22 +89,19 @@ def _unblocked(y_XcND: Tensor, n_groups: int, group_size: int, t: int) -> Tensor
 
 
 def _windows(x_BGSD: Tensor, offset: int, mask: Mask, t: int) -> Tensor:
-    """The sinks and the window of each block, (B G, c, K, D); the last one may overhang.
+    """The sinks and the window of each block, (B G, c, K, D).
 
     One `unfold` and not a slice a block: its views overlap, and the gradient of each slice would be as long as x.
     """
-    x_XSD, length = x_BGSD.flatten(0, 1), x_BGSD.shape[2] - offset
-    windows_XSD = F.pad(x_XSD[:, offset - mask.window + 1 :], (0, 0, 0, -length % t))
-    windows_XcKD = windows_XSD.unfold(1, mask.window - 1 + t, t).mT
+    x_XSD = x_BGSD.flatten(0, 1)
+    windows_XcKD = x_XSD[:, offset - mask.window + 1 :].unfold(1, mask.window - 1 + t, t).mT
     if not mask.n_sinks:
         return windows_XcKD
     sinks_XcKD = x_XSD[:, None, : mask.n_sinks].expand(-1, windows_XcKD.shape[1], -1, -1)
     return torch.cat([sinks_XcKD, windows_XcKD], dim=2)
 
 
-def _visible(
-    mask: Mask, position: int, n_blocks: int, t: int, key_length: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _visible(mask: Mask, position: int, n_blocks: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """`Mask.opened` for blocks from `position` on: (t, K) if they are alike, else (c, t, K) or (B, c, t, K)."""
     origins_c11 = position + torch.arange(1 if mask.is_plain else n_blocks, device=device)[:, None, None] * t
     positions_ct1 = origins_c11 + torch.arange(t, device=device)[:, None]
@@ -110,10 +109,7 @@ def _visible(
     sinks_c1n = torch.arange(mask.n_sinks, device=device).expand(len(keys_c1K), 1, -1)
     keys_c1K = torch.cat([sinks_c1n, keys_c1K], dim=-1)
     rows = 0 if mask.batch_size is None else torch.arange(mask.batch_size, device=device)[:, None, None, None]
-    # what overhangs is read from the edge, and thrown away in the end
-    edge = key_length - 1
-    queries_ct1 = positions_ct1.clamp(max=edge) - mask.query_offset
-    visible = mask.rule(device)(rows, 0, queries_ct1, keys_c1K.clamp(max=edge)) & (keys_c1K <= positions_ct1)
+    visible = mask.rule(device)(rows, 0, positions_ct1 - mask.query_offset, keys_c1K)
     if mask.is_plain:
         visible = visible[0]
     empty = ~visible.any(dim=-1, keepdim=True)
