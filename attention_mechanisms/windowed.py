@@ -64,15 +64,14 @@ def attend_in_blocks(
         outputs.append(whole(q_BHlD, k_BGSD[:, :, :seen], v_BGSD[:, :, :seen], mask, dropout, scale))
     offset = mask.query_offset + lead
     blocks = (_blocks(q_BHTD, G, t), *(_windows(x, offset, mask, t) for x in (k_BGSD, v_BGSD)))
-    parts = []
     for i, (q_XcND, k_XcKD, v_XcKD) in enumerate(zip(*(x.split(TOGETHER, dim=1) for x in blocks), strict=True)):
         visible, empty = _visible(mask, offset + i * TOGETHER * t, q_XcND.shape[1], t, q_BHTD.device)
         visible, empty = (_for_groups(x, G, H // G) for x in (visible, empty))
         y_XcND = F.scaled_dot_product_attention(
             q_XcND, k_XcKD, v_XcKD, attn_mask=visible, dropout_p=dropout, scale=scale
         )
-        parts.append(y_XcND if mask.left_padding is None else y_XcND.masked_fill(empty, 0))
-    outputs.append(_unblocked(torch.cat(parts, dim=1), G, H // G, t))
+        y_XcND = y_XcND if mask.left_padding is None else y_XcND.masked_fill(empty, 0)
+        outputs.append(_unblocked(y_XcND, G, H // G, t))
     return torch.cat(outputs, dim=2)
 
 
