@@ -249,7 +249,7 @@ def plot_decode(axes: Any, result: Row) -> None:
     axes[1].set_yticklabels([])
     if len(contexts) > 1:
         axes[0].text(
-            1, 0.02, f"full: context {contexts[0]:,}\npale: {contexts[-1]:,}", ha="right", transform=axes[0].transAxes
+            1, 0.86, f"full: context {contexts[0]:,}\npale: {contexts[-1]:,}", ha="right", transform=axes[0].transAxes
         )
 
 
