@@ -156,7 +156,7 @@ def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: f
     if T == 1:  # all query heads of a group are queries with the same mask
         q_BHTD = _fold(q_BHTD, G)
     y = F.scaled_dot_product_attention(
-        q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, is_causal=square and T > 1, dropout_p=dropout, scale=scale,
+        q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, is_causal=square, dropout_p=dropout, scale=scale,
         enable_gqa=q_BHTD.shape[1] != G,
     )  # fmt: skip
     y_BHTE = y.reshape(B, H, T, -1)[..., :E]
