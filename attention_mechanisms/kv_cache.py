@@ -108,10 +108,7 @@ class LayerCache:
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the tokens of some rows, or of all; the memory stays."""
-        chosen = slice(None) if rows is None else list(rows)
-        self._lengths_B[chosen] = 0
-        for buffer in self.buffers:
-            buffer[chosen] = 0  # a hidden NaN would still spoil the sum: its weight is 0, and 0 times NaN is NaN
+        self._lengths_B[slice(None) if rows is None else list(rows)] = 0
 
     def truncate(self, length: int) -> None:
         """Take back the newest tokens of every row that holds more than `length`; the memory stays."""
