@@ -4,11 +4,12 @@ from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kernels import KERNELS, attend, explain_kernel
 from attention_mechanisms.kv_cache import KVCache, LayerCache, RingCache
 from attention_mechanisms.latent import MultiHeadLatentAttention
-from attention_mechanisms.masks import Mask
+from attention_mechanisms.masks import CAUSAL, Mask
 from attention_mechanisms.multi_head import MultiHeadAttention
 from attention_mechanisms.sliding_window import SlidingWindowAttention
 
 __all__ = [
+    "CAUSAL",
     "KERNELS",
     "GroupedQueryAttention",
     "KVCache",

@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attention_mechanisms import flex
-from attention_mechanisms.masks import Mask
+from attention_mechanisms.masks import CAUSAL, Mask
 from attention_mechanisms.windowed import attend_in_blocks, blocks_pay
 
 log = logging.getLogger(__name__)
 
-CAUSAL = Mask()
 KERNELS = ("auto", "manual", "sdpa", "flex")
 SHORT = 512  # keys
 

@@ -18,9 +18,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attention_mechanisms.masks import Mask
+from attention_mechanisms.masks import CAUSAL, Mask
 
-CAUSAL = Mask()
 EVERYTHING = Mask(causal=False)
 
 
@@ -159,22 +158,20 @@ class RingCache(LayerCache):
         """
         T = self._check(new_BGTD)
         mask = self.mask(mask.windowed(self.window, self.n_sinks))
-        empty = not self._lengths_B.any()
-        old = [buffer.clone() for buffer in self.buffers] if T > 1 and not empty else []
-        old_positions_BS = self._positions_BS.clone()
-        new_positions_BT = (self._lengths_B[:, None] + torch.arange(T)).to(self._positions_BS.device)
-        self._write(new_BGTD, new_positions_BT, mask.left_padding)
+        positions_BT = (self._lengths_B[:, None] + torch.arange(T)).to(self._positions_BS.device)
+        seen = list(new_BGTD)
+        if T > 1 and self._lengths_B.any():  # what the ring holds now, and the new ones
+            mask = replace(mask, key_positions=torch.cat([self._positions_BS, positions_BT], dim=1))
+            seen = [torch.cat(pair, dim=2) for pair in zip(self.buffers, new_BGTD, strict=True)]
+        self._write(new_BGTD, positions_BT, mask.left_padding)
         self._lengths_B += T
-        if T == 1:  # the token it replaced is outside the new one's window
+        if T > 1:
+            return seen, mask
+        # what a single token has replaced is outside its window, so it looks at the ring as it is
+        if mask.is_plain:  # all rows alike: nothing that is held is hidden
             held = min(self.lengths[0], self.buffers[0].shape[2])
-            if mask.is_plain:  # all rows alike: nothing that is held is hidden
-                return [buffer[:, :, :held] for buffer in self.buffers], EVERYTHING
-            return self.buffers, replace(mask, key_positions=self._positions_BS.clone())
-        if empty:
-            return list(new_BGTD), mask
-        positions_BS = torch.cat([old_positions_BS, new_positions_BT], dim=1)
-        both = [torch.cat(pair, dim=2) for pair in zip(old, new_BGTD, strict=True)]
-        return both, replace(mask, key_positions=positions_BS)
+            return [buffer[:, :, :held] for buffer in self.buffers], EVERYTHING
+        return self.buffers, replace(mask, key_positions=self._positions_BS.clone())
 
     def _write(self, new_BGTD: Sequence[Tensor], positions_BT: Tensor, left_padding: tuple[int, ...] | None) -> None:
         """Store what later tokens will see of the new ones."""

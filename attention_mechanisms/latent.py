@@ -18,9 +18,9 @@ Q query latent size, P = D_r rotary channels.
 import torch
 from torch import Tensor, nn
 
-from attention_mechanisms.kernels import CAUSAL, attend
+from attention_mechanisms.kernels import attend
 from attention_mechanisms.kv_cache import LayerCache
-from attention_mechanisms.masks import Mask
+from attention_mechanisms.masks import CAUSAL, Mask
 from attention_mechanisms.rotary import rotate, rotation
 
 FORMS = ("auto", "naive", "absorbed")

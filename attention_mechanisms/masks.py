@@ -189,3 +189,6 @@ def _per_row(value: int | tuple[int, ...], device: torch.device | None) -> Any:
 
 def _at(values: Tensor, row: Any, index: Any) -> Tensor:
     return values[index] if values.dim() == 1 else values[row, index]
+
+
+CAUSAL = Mask()

@@ -11,9 +11,9 @@ Shapes: B batch, T time, S key length, C model width, H heads, G key/value heads
 
 from torch import Tensor, nn
 
-from attention_mechanisms.kernels import CAUSAL, attend
+from attention_mechanisms.kernels import attend
 from attention_mechanisms.kv_cache import LayerCache
-from attention_mechanisms.masks import Mask
+from attention_mechanisms.masks import CAUSAL, Mask
 from attention_mechanisms.rotary import rotate, rotation
 
 

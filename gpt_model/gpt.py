@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention_mechanisms import KVCache, LayerCache, Mask, MultiHeadAttention, MultiHeadLatentAttention
+from attention_mechanisms import CAUSAL, KVCache, LayerCache, Mask, MultiHeadAttention, MultiHeadLatentAttention
 from gpt_model.config import GPTConfig
 
 
@@ -86,7 +86,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The vectors (B, T, C) before the output layer; arguments and errors as in `forward`."""
-        T, mask, longest = ids_BT.shape[1], mask or Mask(), 0
+        T, mask, longest = ids_BT.shape[1], mask or CAUSAL, 0
         if cache is not None:
             mask, longest = cache.mask(mask), max(cache.lengths)
         if positions is None:

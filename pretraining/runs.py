@@ -39,21 +39,9 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
     """
     data = {split: BlockDataset(config.data, split, config.context_length) for split in ("train", "val")}
     tokenizer = _tokenizer_of(config.data, data)
-    model_config = GPTConfig(
-        vocab_size=tokenizer.vocab_size,
-        context_length=config.context_length,
-        d_model=config.d_model,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        attention=config.attention,
-        n_kv_groups=config.n_kv_groups,
-        latent_dim=config.latent_dim,
-        rope_dim=config.rope_dim,
-        window_size=config.window_size,
-        n_sinks=config.n_sinks,
-        position=config.position,
-        dropout=config.dropout,
-    )
+    model_fields = {field.name for field in dataclasses.fields(GPTConfig)}
+    shared = {name: value for name, value in vars(config).items() if name in model_fields}
+    model_config = GPTConfig(vocab_size=tokenizer.vocab_size, **shared)
     if config.fresh:
         delete_run(config.out)
     if (config.out / "config.json").exists():

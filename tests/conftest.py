@@ -3,9 +3,11 @@
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretraining import simple
 from tests.tiny_run import tiny
@@ -51,6 +53,15 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     assert simple.main(tiny(data, out, snapshot_every=6))
     return out
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small products only lose by being shared out, and lose much where other programs use the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

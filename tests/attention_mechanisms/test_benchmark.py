@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,6 @@ ROOT = Path(__file__).parent.parent.parent
 RESULTS = ROOT / "attention_mechanisms" / "results"
 CPU = torch.device("cpu")
 PEAKS = {"flops_per_second": {"float32": 1e11, "bfloat16": 1e11}, "bytes_per_second": 1e10}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small calls by two threads would wait for each other, long where other programs run too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def run_benchmark(*arguments: Any) -> subprocess.CompletedProcess[str]:

@@ -117,7 +117,7 @@ events = st.lists(
 )
 
 
-def happen(cache: LayerCache, history: list[tuple[str, object]], padding: tuple[int, ...] | None) -> None:
+def assert_remembers(cache: LayerCache, history: list[tuple[str, object]], padding: tuple[int, ...] | None) -> None:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.empty(0, 2 * WIDTH)] * 3
     places, nbytes = [buffer.data_ptr() for buffer in cache.buffers], cache.nbytes
@@ -144,13 +144,13 @@ def test_a_ring_forgets_exactly_what_no_query_will_see(
     window: int, n_sinks: int, history: list[tuple[str, object]], padding: tuple[int, ...] | None
 ) -> None:
     """Whatever the chunks, the rows that begin anew, the rows that are alone for a while, and the padding."""
-    happen(RingCache(3, 1, window, n_sinks, (WIDTH, WIDTH)), history, padding)
+    assert_remembers(RingCache(3, 1, window, n_sinks, (WIDTH, WIDTH)), history, padding)
 
 
 @given(history=events, padding=paddings)
 @settings(max_examples=75, deadline=None)
 def test_a_full_cache_forgets_nothing(history: list[tuple[str, object]], padding: tuple[int, ...] | None) -> None:
-    happen(LayerCache(3, 1, 12 * 9, (WIDTH, WIDTH)), history, padding)
+    assert_remembers(LayerCache(3, 1, 12 * 9, (WIDTH, WIDTH)), history, padding)
 
 
 def test_a_ring_stays_as_small_as_its_window() -> None:

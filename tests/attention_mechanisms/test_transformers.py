@@ -5,7 +5,7 @@ Weights are random, biases and norms included, so that nothing hides behind a ze
 Shapes: B batch, T time, C model width, D head size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,15 +236,6 @@ def tolerance(dtype: torch.dtype, implementation: str = "sdpa", model: Model | N
 
 def random_input(B: int, T: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(B, T, C, generator=torch.Generator().manual_seed(0)).to(dtype)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For products this small, threads cost many times what they save, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

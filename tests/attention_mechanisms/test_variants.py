@@ -40,7 +40,7 @@ def tokens(T: int = 11, B: int = 2) -> Tensor:
     return torch.randn(B, T, C, generator=torch.Generator().manual_seed(1))
 
 
-def same(one: nn.Module, other: nn.Module, *, mask: Mask | None = None) -> None:
+def assert_same(one: nn.Module, other: nn.Module, *, mask: Mask | None = None) -> None:
     """Two layers give the same outputs and the same gradients of their inputs."""
     outcomes = []
     for layer in (one, other):
@@ -77,7 +77,7 @@ def test_fused_and_separate_projections_are_the_same(rope: bool) -> None:
     for target, weight, bias in zip(projections, fused.qkv.weight.chunk(3), fused.qkv.bias.chunk(3), strict=True):
         copy_linear(target, weight, bias)
     separate.out = fused.out
-    same(fused, separate)
+    assert_same(fused, separate)
 
 
 @ROPES
@@ -91,8 +91,8 @@ def test_grouped_queries_are_multi_head_attention_with_repeated_weights(groups: 
     copy_linear(full.key, *repeated(grouped.key, H // groups))
     copy_linear(full.value, *repeated(grouped.value, H // groups))
     assert grouped.key.weight.shape == (groups * D, C)
-    same(grouped, full)
-    same(grouped, full, mask=Mask(left_padding=(0, 4)))
+    assert_same(grouped, full)
+    assert_same(grouped, full, mask=Mask(left_padding=(0, 4)))
 
 
 @ROPES
@@ -101,7 +101,7 @@ def test_a_window_as_long_as_the_text_is_no_window(window: int, rope: bool) -> N
     torch.manual_seed(0)
     sliding, full = SlidingWindowAttention(C, H, window, rope=rope), MultiHeadAttention(C, H, fused=False, rope=rope)
     full.load_state_dict(sliding.state_dict())
-    same(sliding, full)
+    assert_same(sliding, full)
     with torch.no_grad():
         assert not torch.allclose(SlidingWindowAttention(C, H, 10)(tokens()), full(tokens()), atol=1e-3)
 
@@ -111,7 +111,7 @@ def test_all_tokens_pinned_is_no_window_either(sinks: int) -> None:
     torch.manual_seed(0)
     sliding, full = SlidingWindowAttention(C, H, 1, n_sinks=sinks), MultiHeadAttention(C, H, fused=False)
     full.load_state_dict(sliding.state_dict())
-    same(sliding, full)
+    assert_same(sliding, full)
 
 
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
@@ -139,7 +139,7 @@ def test_latent_attention_with_a_latent_that_loses_nothing_is_multi_head_attenti
     copy_linear(latent.down, torch.eye(C), None)
     copy_linear(latent.up, torch.cat([key_HDC, value_HDC], dim=1).flatten(0, 1), None)
     copy_linear(latent.out, full.out.weight, full.out.bias + full.out.weight @ full.value.bias)
-    same(latent, full)
+    assert_same(latent, full)
 
 
 def test_low_rank_latent_is_multi_head_attention_with_low_rank_weights() -> None:
@@ -149,7 +149,7 @@ def test_low_rank_latent_is_multi_head_attention_with_low_rank_weights() -> None
     product_HXC = (latent.up.weight @ latent.down.weight).unflatten(0, (H, 2 * D))
     for target, weight_HDC in zip((full.key, full.value), product_HXC.chunk(2, dim=1), strict=True):
         copy_linear(target, weight_HDC.flatten(0, 1), torch.zeros(C))
-    same(latent, full)
+    assert_same(latent, full)
 
 
 def test_auto_takes_the_form_with_fewer_products() -> None:

@@ -1,6 +1,5 @@
 """One GPT class, four kinds of attention, two kinds of position: with a cache it computes what it does without."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +7,8 @@ import torch
 
 from attention_mechanisms import Mask
 from gpt_model import GPT, GPTConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONTEXT, ROWS = 64, 3
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,15 +30,6 @@ def every_kind(test: Any) -> Any:
     for mark in everywhere:
         test = mark(test)
     return test
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small only lose by having their products shared out."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model_of(kind: str, position: str, **overrides: Any) -> GPT:

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +23,8 @@ from utils.files import InputError, sha256
 from utils.hardware import compiler_works
 from utils.interrupt import stop_on_signal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = 9  # the context is 32
 VARIANTS: dict[str, dict[str, object]] = {
     "mha-rope": {"position": "rope"},
@@ -36,15 +37,6 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 NEW_FIELDS = ("attention", "n_kv_groups", "latent_dim", "rope_dim", "window_size", "n_sinks", "position")
 NEW_MODEL_FIELDS = (*NEW_FIELDS, "query_latent_dim", "latent_norm")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small, threads cost more than they save, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Trained(NamedTuple):
@@ -281,8 +273,16 @@ class TestBadValues:
         assert str(run) in str(caught.value)
 
     def test_of_another_kind_of_attention_do_not_matter(self) -> None:
-        GPTConfig.preset("tiny", n_kv_groups=3, window_size=0, latent_dim=0, rope_dim=1, n_sinks=-1)
-        GPTConfig.preset("tiny", attention="mla", rope_dim=1)  # without rope
+        ids = torch.arange(20)[None]
+        for ignored, plain in (
+            ({"n_kv_groups": 3, "window_size": 0, "latent_dim": 0, "rope_dim": 1, "n_sinks": -1}, {}),
+            ({"attention": "mla", "rope_dim": 1}, {"attention": "mla"}),  # without rope
+        ):
+            logits = []
+            for changes in (ignored, plain):
+                torch.manual_seed(0)
+                logits.append(GPT(GPTConfig.preset("tiny", **changes))(ids)[0])
+            assert torch.equal(*logits)
 
 
 @pytest.mark.slow
