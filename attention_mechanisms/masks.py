@@ -96,8 +96,10 @@ class Mask:
 
     def is_square_causal(self, query_length: int, key_length: int) -> bool:
         """Whether it is the plain triangle of training, for which kernels have a fast path."""
-        whole = self.window is None or self.window >= key_length
-        return self.causal and whole and self.is_plain and self.query_offset == 0 and query_length == key_length
+        # branches: of lengths that a compiler leaves open, a comparison is no bool, and kernels want one
+        if query_length != key_length or (self.window is not None and self.window < key_length):
+            return False
+        return self.causal and self.is_plain and self.query_offset == 0
 
     def windowed(self, window: int, n_sinks: int = 0) -> Mask:
         """The same mask with a window; the same object for the same window, so that its forms are made once."""
