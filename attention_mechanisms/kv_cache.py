@@ -98,6 +98,14 @@ class LayerCache:
         self._lengths_B += T
         return [buffer[:, :, :longest] for buffer in self.buffers], mask
 
+    def slots(self, positions_T: Tensor) -> Tensor:
+        """Which slot of `buffers` is for the token at each position, in rows without padding."""
+        return positions_T
+
+    def count(self, n_tokens: int) -> None:
+        """Note that so many tokens were added to every row, by code that wrote them into `buffers` itself."""
+        self._lengths_B += n_tokens
+
     def _check(self, new_BGTD: Sequence[Tensor]) -> int:
         """How many tokens are new."""
         B, _, T, _ = new_BGTD[0].shape
@@ -112,6 +120,13 @@ class LayerCache:
     def truncate(self, length: int) -> None:
         """Take back the newest tokens of every row that holds more than `length`; the memory stays."""
         self._lengths_B.clamp_(max=length)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let each row go on from what another, or itself, has seen: row i from row rows[i]. The memory stays."""
+        rows, longest = list(rows), max(self.lengths)
+        for buffer in self.buffers:
+            buffer[:, :, :longest] = buffer[rows, :, :longest]  # the index makes a copy first
+        self._lengths_B[:] = self._lengths_B[rows]
 
     def rows(self, start: int, stop: int) -> LayerCache:
         """Some rows as a cache of their own, in the same memory: one row can read its prompt while others wait."""
@@ -173,14 +188,25 @@ class RingCache(LayerCache):
             return [buffer[:, :, :held] for buffer in self.buffers], EVERYTHING
         return self.buffers, replace(mask, key_positions=self._positions_BS.clone())
 
+    def slots(self, positions_T: Tensor) -> Tensor:
+        """Which slot of `buffers` is for the token at each position, in rows without padding."""
+        ring_T = self.n_sinks + (positions_T - self.n_sinks) % self.window
+        return torch.where(positions_T < self.n_sinks, positions_T, ring_T)
+
+    def count(self, n_tokens: int) -> None:
+        """Note that so many tokens were added to every row, by code that wrote them into `buffers` itself."""
+        added_BT = self._lengths_B[:, None] + torch.arange(n_tokens)
+        added_BT = added_BT.to(self._positions_BS.device)
+        self._positions_BS.scatter_(1, self.slots(added_BT), added_BT)
+        super().count(n_tokens)
+
     def _write(self, new_BGTD: Sequence[Tensor], positions_BT: Tensor, left_padding: tuple[int, ...] | None) -> None:
         """Store what later tokens will see of the new ones."""
         if left_padding is None:
             index_BT = positions_BT
         else:
             index_BT = positions_BT - torch.tensor(left_padding, device=positions_BT.device)[:, None]
-        ring_BT = self.n_sinks + (index_BT - self.n_sinks) % self.window
-        slots_BT = torch.where(index_BT < self.n_sinks, index_BT, ring_BT)
+        slots_BT = self.slots(index_BT)
         lasting = (index_BT < self.n_sinks) | (index_BT > index_BT[:, -1:] - self.window)
         rows_N, times_N = ((index_BT >= 0) & lasting).nonzero(as_tuple=True)
         slots_N = slots_BT[rows_N, times_N]
@@ -201,6 +227,11 @@ class RingCache(LayerCache):
         """
         if max(self.lengths) > length:
             raise ValueError(f"a ring cannot be cut back to {length} tokens: older ones have been overwritten")
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let each row go on from what another, or itself, has seen: row i from row rows[i]. The memory stays."""
+        super().reorder(rows)
+        self._positions_BS[:] = self._positions_BS[list(rows)]
 
     def rows(self, start: int, stop: int) -> RingCache:
         """Some rows as a cache of their own, in the same memory."""
@@ -248,6 +279,11 @@ class KVCache:
         """
         for layer in self.layers:
             layer.truncate(length)
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Let each row go on from what another, or itself, has seen: row i from row rows[i]. The memory stays."""
+        for layer in self.layers:
+            layer.reorder(rows)
 
     def rows(self, start: int, stop: int) -> KVCache:
         """Some rows as a cache of their own, in the same memory."""

@@ -111,6 +111,7 @@ events = st.lists(
         st.tuples(st.just("give"), st.just(1)),
         st.tuples(st.just("reset"), st.lists(st.integers(0, 2), max_size=3)),
         st.tuples(st.just("reset all"), st.none()),
+        st.tuples(st.just("reorder"), st.tuples(*[st.integers(0, 2)] * 3)),
         st.tuples(st.just("some rows"), st.tuples(st.integers(0, 2), st.integers(1, 3), st.integers(1, 9))),
     ),
     max_size=12,
@@ -127,6 +128,9 @@ def assert_remembers(cache: LayerCache, history: list[tuple[str, object]], paddi
                 take_in(cache, rows, 0, T, padding, generator)
             case "some rows", (first, count, T):
                 take_in(cache.rows(first, min(3, first + count)), rows, first, T, padding, generator)
+            case "reorder", (*order,):  # a row's padding goes with it
+                cache.reorder(order)
+                rows, padding = [rows[row] for row in order], padding and tuple(padding[row] for row in order)
             case _:
                 cache.reset(what if event == "reset" else None)
                 for row in range(3) if event == "reset all" else what:
@@ -143,7 +147,7 @@ paddings = st.none() | st.tuples(*[st.integers(0, 6)] * 3)
 def test_a_ring_forgets_exactly_what_no_query_will_see(
     window: int, n_sinks: int, history: list[tuple[str, object]], padding: tuple[int, ...] | None
 ) -> None:
-    """Whatever the chunks, the rows that begin anew, the rows that are alone for a while, and the padding."""
+    """Whatever the chunks, the padding, and the rows that begin anew, are alone for a while, or go on from another."""
     assert_remembers(RingCache(3, 1, window, n_sinks, (WIDTH, WIDTH)), history, padding)
 
 
@@ -180,6 +184,20 @@ def test_a_models_cache_is_that_of_its_layers() -> None:
     cache.reset([1])
     assert part.lengths == [0]
     assert all(layer.lengths == [0, 0] for layer in cache.layers)
+
+
+def test_beams_go_on_from_the_rows_they_are_told() -> None:
+    torch.manual_seed(0)
+    layer, x_BTC, more_BTC = MultiHeadAttention(16, 2), torch.randn(3, 5, 16), torch.randn(3, 2, 16)
+    cache = KVCache([layer.new_cache(3, 8)])
+    places = [buffer.data_ptr() for buffer in cache.layers[0].buffers]
+    with torch.no_grad():
+        layer(x_BTC, cache=cache.layers[0])
+        cache.reorder([2, 0, 0])
+        whole_BTC = torch.cat([x_BTC[[2, 0, 0]], more_BTC], dim=1)
+        torch.testing.assert_close(layer(more_BTC, cache=cache.layers[0]), layer(whole_BTC)[:, 5:])
+    assert cache.lengths == [7, 7, 7]
+    assert [buffer.data_ptr() for buffer in cache.layers[0].buffers] == places
 
 
 def test_tokens_can_be_taken_back() -> None:

@@ -1,0 +1,207 @@
+"""One token after the other, as fast as memory can be read.
+
+A step of batch 1 multiplies each weight once and reads it once, and reading takes longer: the most tokens a second
+are the bytes a second that memory gives, divided by the bytes of the weights. What stands between PyTorch as it
+comes and that ceiling, and what is done about it here:
+
+- Products of a matrix and one row are planned for many rows (`F.linear`). On a CPU `torch.mv` reads faster.
+- Between two products, a dozen small operations cost microseconds each, in each layer. `torch.compile` makes a few
+  of them; on a GPU a whole step is recorded once and replayed (CUDA graphs).
+- Fewer bytes: bfloat16, or weights in eight bits (quantize.py).
+
+Shapes: B batch, T time, C model width, V vocabulary, G key/value heads, S cache length, D head size, O outputs,
+I inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from attention_mechanisms import CAUSAL, KVCache, LayerCache, Mask, RingCache
+from attention_mechanisms.kv_cache import EVERYTHING
+from gpt_model.gpt import GPT
+from gpt_model.quantize import Int8Embedding, Int8Linear, quantize_linears
+from utils.files import InputError
+from utils.hardware import compiler_works
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+@torch.library.custom_op("gpt_model::matvec", mutates_args=())
+def matvec(weight_OI: Tensor, x_I: Tensor) -> Tensor:
+    """W x, (O,). An operator of its own, since the compiler would make slower loops of it."""
+    return torch.mv(weight_OI, x_I)
+
+
+@matvec.register_fake
+def _(weight_OI: Tensor, x_I: Tensor) -> Tensor:
+    return weight_OI.new_empty(weight_OI.shape[0])
+
+
+class RowLinear(nn.Linear):
+    """A linear layer that is quick for a single row, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() != self.in_features or x.device.type != "cpu":
+            return super().forward(x)
+        y_O = (matvec if torch.compiler.is_compiling() else torch.mv)(self.weight, x.flatten())
+        y_O = y_O if self.bias is None else y_O + self.bias
+        return y_O.view(*x.shape[:-1], self.out_features)
+
+
+class LayerStep:
+    """A layer's cache for the length of one step, to be compiled: the place of the new token is an input.
+
+    `LayerCache` counts its tokens in Python, where a compiled step would have the number built in.
+
+    Args:
+        layer: the memory, and where a token goes in it.
+        position_1: the token's position, a tensor.
+        span: slots to look at, the new token's among them; None: all, of which some may not be filled yet.
+    """
+
+    def __init__(self, layer: LayerCache, position_1: Tensor, span: int | None) -> None:
+        self.layer, self.position_1, self.span = layer, position_1, span
+        self.lengths = [0]  # unknown here; the positions are given
+
+    def mask(self, base: Mask) -> Mask:
+        """What `append` says counts."""
+        return base
+
+    def append(self, *new_BG1D: Tensor, mask: Mask) -> tuple[list[Tensor], Mask]:
+        """As `LayerCache.append`, for one token."""
+        slot_1 = self.layer.slots(self.position_1)
+        for buffer, new in zip(self.layer.buffers, new_BG1D, strict=True):
+            buffer.index_copy_(2, slot_1, new.to(buffer.dtype))
+        if self.span is not None:
+            return [buffer[:, :, : self.span] for buffer in self.layer.buffers], EVERYTHING
+        slots_S = torch.arange(self.layer.buffers[0].shape[2], device=self.position_1.device)
+        filled_S = torch.where(slots_S <= self.position_1, slots_S, -1)
+        return self.layer.buffers, Mask(causal=False, key_positions=filled_S)
+
+
+class FastDecoder:
+    """A model, arranged to continue texts quickly; stands in for it in `TextGenerator`.
+
+    The given model is untouched, and shares the weights whose precision does not change. One token more for rows
+    of equal length, with a cache of `new_cache`, is a fast step; prompts and ragged rows are read as the model
+    reads them.
+
+    Args:
+        model: what to run, where it is.
+        precision: of weights and activations; "int8" rounds the weights to eight bits and works in bfloat16.
+        compile: build one program for the whole step first. It takes some tens of seconds for GPT-2 small, once.
+            Without a compiler there is one warning, and steps run as they are.
+
+    Raises:
+        InputError: for an unknown precision.
+    """
+
+    def __init__(self, model: GPT, precision: Precision = "bfloat16", *, compile: bool = False) -> None:
+        if precision not in ("float32", "bfloat16", "int8"):
+            raise InputError(f"precision must be float32, bfloat16 or int8, got {precision!r}")
+        self.config, self.precision = model.config, precision
+        self.device = model.token_embedding.weight.device
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        with torch.device("meta"):
+            self.model = GPT(model.config)
+        self.model.load_state_dict({name: x.detach().to(dtype) for name, x in model.state_dict().items()}, assign=True)
+        self.model.eval().requires_grad_(False)
+        self.head = _output_layer(self.model)
+        if precision == "int8":
+            self.head = Int8Linear(self.head)
+            self.model.token_embedding = Int8Embedding(self.head)
+            quantize_linears(self.model.blocks)
+        else:
+            _make_quick(self.model.blocks)
+        compile = compile and compiler_works(self.device.type)
+        self._step = self._compiled() if compile else self._one_token
+        self._recorded = compile and self.device.type == "cuda"
+
+    def _compiled(self) -> Callable[..., Tensor]:
+        if self.device.type == "cuda":
+            return torch.compile(self._one_token, mode="reduce-overhead")
+        options = {"isolate_recompiles": True} if "isolate_recompiles" in signature(torch.compile).parameters else {}
+        return torch.compile(self._one_token, dynamic=True, **options)
+
+    def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
+        """See `GPT.new_cache`."""
+        # on a CPU a slot more than is ever filled: looking at all there are would be another shape to compile for
+        max_length = self.config.context_length if max_length is None else max_length
+        cache = self.model.new_cache(batch_size, max_length + 1)
+        if self._recorded:  # a recording reads and writes the same memory each time
+            for buffer in (buffer for layer in cache.layers for buffer in layer.buffers):
+                torch._dynamo.mark_static_address(buffer)
+        return cache
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that each step reads besides the cache: all weights but the table of positions, of which one row."""
+        head = [*self.head.parameters(), *self.head.buffers()]
+        inside = [
+            x for part in (self.model.blocks, self.model.final_norm) for x in (*part.parameters(), *part.buffers())
+        ]
+        return sum(x.nbytes for x in head + inside)
+
+    @torch.inference_mode()
+    def __call__(
+        self, ids_BT: Tensor, *, mask: Mask | None = None, cache: KVCache | None = None, last_only: bool = False
+    ) -> tuple[Tensor, None]:
+        """Logits as `GPT.forward` gives them; no loss, no gradients."""
+        alike = (mask is None or mask == CAUSAL) and cache is not None and len(set(cache.lengths)) == 1
+        if alike and ids_BT.shape[1] == 1 and self._has_room(cache):
+            return self._fast_step(ids_BT, cache)[:, None], None
+        x_BTC = self.model.hidden(ids_BT, mask=mask, cache=cache)
+        return self._logits(x_BTC[:, -1:] if last_only else x_BTC), None
+
+    def _has_room(self, cache: KVCache) -> bool:
+        """Whether a token more leaves the last slot free; if there is no room at all, the model says what is wrong."""
+        length = cache.lengths[0]
+        return length < self.config.context_length and (cache.max_length is None or length + 1 < cache.max_length)
+
+    def _fast_step(self, ids_B1: Tensor, cache: KVCache) -> Tensor:
+        """Logits (B, V) after one token more."""
+        length = cache.lengths[0]
+        position_1 = torch.tensor([length], device=self.device)
+        logits_BV = self._step(ids_B1.clone(), position_1, length + 1, cache.layers)
+        logits_BV = logits_BV.clone() if self._recorded else logits_BV  # the next replay overwrites it
+        for layer in cache.layers:
+            layer.count(1)
+        return logits_BV
+
+    def _one_token(self, ids_B1: Tensor, position_1: Tensor, span: int, layers: list[LayerCache]) -> Tensor:
+        # a recording is for fixed shapes, and a ring is looked at whole
+        steps = [
+            LayerStep(layer, position_1, None if self._recorded or isinstance(layer, RingCache) else span)
+            for layer in layers
+        ]
+        x_B1C = self.model.hidden(ids_B1, positions=position_1, cache=KVCache(steps))
+        return self._logits(x_B1C)[:, 0]
+
+    def _logits(self, x_BTC: Tensor) -> Tensor:
+        return self.head(x_BTC)[..., : self.config.vocab_size]
+
+
+def _output_layer(model: GPT) -> nn.Linear:
+    weight_VC = model.token_embedding.weight
+    with torch.device("meta"):
+        head = RowLinear(weight_VC.shape[1], weight_VC.shape[0], bias=False)
+    head.weight = weight_VC
+    return head
+
+
+def _make_quick(module: nn.Module) -> None:
+    """Replace every linear layer inside `module` by one with the same weights, in place."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            with torch.device("meta"):
+                quick = RowLinear(child.in_features, child.out_features, bias=child.bias is not None)
+            quick.weight, quick.bias = child.weight, child.bias
+            setattr(module, name, quick)
+        else:
+            _make_quick(child)
