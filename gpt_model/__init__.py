@@ -3,5 +3,6 @@
 from gpt_model.config import GPTConfig
 from gpt_model.generation import TextGenerator
 from gpt_model.gpt import GPT
+from gpt_model.sampling import Sampling
 
-__all__ = ["GPT", "GPTConfig", "TextGenerator"]
+__all__ = ["GPT", "GPTConfig", "Sampling", "TextGenerator"]

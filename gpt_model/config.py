@@ -62,6 +62,16 @@ class GPTConfig:
     """Probability with which an activation is dropped in training."""
     bias: bool = True
     """Whether linear layers and norms add a learned offset, as GPT-2's do."""
+    vocab_multiple: int = 1
+    """The token embedding gets rows up to a multiple of this, which GPUs like (64, 128); logits never show them."""
+    n_experts: int = 0
+    """Experts of a feed-forward layer; 0 is the ordinary layer, without a router."""
+    n_active_experts: int = 2
+    """Experts that each token visits."""
+    balance_loss: float = 0.01
+    """Weight, in the training loss, of the penalty on using experts unevenly."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
@@ -74,6 +84,14 @@ class GPTConfig:
         for name, known in (("kernel", KERNELS), ("attention", ATTENTION), ("position", ("learned", "rope"))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.vocab_multiple < 1:
+            raise InputError(f"vocab_multiple must be at least 1, got {self.vocab_multiple}")
+        if self.n_experts < 0:
+            raise InputError(f"n_experts must be at least 0, got {self.n_experts}")
+        if self.n_experts and not 1 <= self.n_active_experts <= self.n_experts:
+            raise InputError(f"n_active_experts must be from 1 to {self.n_experts}, got {self.n_active_experts}")
+        if self.balance_loss < 0:
+            raise InputError(f"balance_loss must be at least 0, got {self.balance_loss}")
         if self.attention == "mla" and self.position == "rope" and self.rope_dim < 2:
             raise InputError(f"rope_dim must be at least 2 for mla with rope, got {self.rope_dim}")
         try:
@@ -81,6 +99,11 @@ class GPTConfig:
                 self.attention_layer()
         except ValueError as error:
             raise InputError(str(error)) from None
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the token embedding: vocab_size rounded up to a multiple of vocab_multiple."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def attention_layer(self) -> nn.Module:
         """A new attention layer of the kind that is asked for."""

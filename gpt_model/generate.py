@@ -1,6 +1,7 @@
-"""Continue a prompt with a model you trained.
+"""Continue a prompt with a model you trained, or with OpenAI's.
 
 python -m gpt_model.generate --run runs/demo --prompt "Emma was"
+python -m gpt_model.generate --pretrained gpt2 --prompt "Emma was" --top-p 0.9
 """
 
 import sys
@@ -10,49 +11,63 @@ from pathlib import Path
 from gpt_model.generation import TextGenerator
 from gpt_model.gpt import GPT
 from gpt_model.run_directory import load_tokenizer
+from gpt_model.sampling import Sampling
+from utils.files import InputError
 from utils.hardware import pick_device
+from working_with_text_data.minbpe import GPT2Tokenizer
 
 
 @dataclass(frozen=True)
-class Config:
-    """Continue a prompt with a model you trained, printing the text as it comes."""
+class Task:
+    """Which model continues what, and where."""
 
-    run: Path
+    run: Path | None = None
     """The run directory that a trainer wrote."""
-    prompt: str = ""
-    """What to continue; an empty prompt begins a new document."""
+    pretrained: str | None = None
+    """Instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
     weights: str = "model.safetensors"
     """Which weights of the run: the last, or an earlier snapshot such as snapshots/step_000100.safetensors."""
-    max_new_tokens: int = 200
-    """How many tokens to write at most; the text ends earlier at <|endoftext|>."""
-    temperature: float = 0.8
-    """0 always takes the likeliest token; 1 draws as the model says; more gets wild."""
-    top_k: int | None = 200
-    """Draw among this many of the likeliest tokens; None for all."""
-    seed: int | None = None
-    """The same seed writes the same text."""
+    prompt: str = ""
+    """What to continue; an empty prompt begins a new document."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU if there is one."""
 
 
+@dataclass(frozen=True)
+class Config(Sampling, Task):
+    """Continue a prompt, printing the text as it comes."""
+
+    temperature: float = 0.8
+    """0 always takes the likeliest token; 1 draws as the model says; more gets wild."""
+    top_k: int | None = 200
+    """Draw among this many of the likeliest tokens; None for all."""
+
+
 PRESETS = {"demo": Config(run=Path("runs/demo"), prompt="It is a truth universally acknowledged, that")}
+
+
+def load(task: Task) -> TextGenerator:
+    """The model and the tokenizer that were asked for.
+
+    Raises:
+        InputError: if they cannot be read, or it is not said which.
+    """
+    if task.run is not None and task.pretrained is None:
+        model, tokenizer = GPT.from_run(task.run, task.weights), load_tokenizer(task.run)
+    elif task.pretrained is not None and task.run is None:
+        model, tokenizer = GPT.from_pretrained(task.pretrained), GPT2Tokenizer()
+    else:
+        raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
+    return TextGenerator(model.eval().to(pick_device(task.device)), tokenizer)
 
 
 def main(config: Config) -> str:
     """Print the prompt and its continuation as it is made; return the continuation.
 
     Raises:
-        InputError: if the run cannot be read, or a sampling parameter is out of range.
+        InputError: if the model cannot be read, or a sampling parameter is out of range.
     """
-    model = GPT.from_run(config.run, config.weights).to(pick_device(config.device))
-    generator = TextGenerator(model, load_tokenizer(config.run))
-    stream = generator.stream(
-        config.prompt,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        seed=config.seed,
-    )
+    stream = load(config).stream(config.prompt, config)
     sys.stdout.write(config.prompt)
     text = ""
     for piece in stream:

@@ -1,16 +1,27 @@
 """Text from a model: guess a distribution for the next token, draw from it, append, repeat.
 
-Shapes: T time, V vocabulary.
+Several texts are written at once as rows of a batch. Prompts of different length are filled up on the left, so
+that all rows end, and go on, at the same column; a mask hides what fills them up:
+
+    . . . I  am  sure
+    . It  is a   truth
+    . . . .  .   Emma
+
+Shapes: B rows, T time, V vocabulary.
 """
 
 import codecs
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from gpt_model.gpt import GPT
+from attention_mechanisms import KVCache, Mask
+from gpt_model.config import GPTConfig
+from gpt_model.sampling import Sampler, Sampling
 from utils.files import InputError
 from working_with_text_data.minbpe import Tokenizer
 
@@ -19,34 +30,109 @@ log = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 
 
-def choose(logits_V: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Pick a token id.
+class LanguageModel(Protocol):
+    """What generation needs of a model: GPT has it, and whatever computes the same faster."""
+
+    config: GPTConfig
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache."""
+
+    def __call__(
+        self, ids_BT: Tensor, *, mask: Mask | None, cache: KVCache, last_only: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, T, V), or (B, 1, V) of the last position only; the tokens are appended to the cache."""
+
+
+def device_of(model: LanguageModel) -> torch.device:
+    """Where the model computes: its `device` if it has one, else where its token embedding lies."""
+    return model.device if hasattr(model, "device") else model.token_embedding.weight.device
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Raise an InputError for a prompt without tokens, or with one that is not in the vocabulary."""
+    if not ids:
+        raise InputError("the prompt has no tokens: begin with one, such as <|endoftext|>")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        strange = min(ids) if min(ids) < 0 else max(ids)
+        raise InputError(f"the prompt's ids must be below {vocab_size:,}, the vocabulary's size, got {strange}")
+
+
+def check_fits(n_ids: int, n_new: int, context: int) -> None:
+    """Raise an InputError if a prompt and what is to be written are more than a model can look at."""
+    if n_ids + n_new > context:
+        raise InputError(f"the prompt's {n_ids} tokens and {n_new} new ones are more than the context of {context}")
+
+
+class StreamedText:
+    """Bytes in, text out, as early as it is certain: whole characters, and no part of a stop string.
+
+    The text ends before the stop string that is complete first, wherever the boundaries of the tokens are; if
+    two are complete at the same character, before the longer one.
 
     Args:
-        logits_V: the model's scores.
-        temperature: 0 takes the likeliest; 1 draws as the model says; between, unlikely tokens get rarer.
-        top_k: draw among the k likeliest only (Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.4).
-        generator: the source of randomness.
+        stop: strings that end the text; none of them empty.
     """
-    if temperature == 0:
-        return int(logits_V.argmax())
-    if top_k is not None and top_k < len(logits_V):
-        # exactly k stay, even where the k-th score is shared
-        values, ids = logits_V.topk(top_k)
-    else:
-        values, ids = logits_V, torch.arange(len(logits_V), device=logits_V.device)
-    probabilities = (values.float() / temperature).softmax(dim=-1)
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.stop, self.ended = stop, False
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""  # what may be the beginning of a stop string
+
+    def add(self, data: bytes, *, final: bool = False) -> str:
+        """The text that these bytes make certain; with `final`, all there is. Nothing after the end."""
+        if self.ended:
+            return ""
+        text = self._held + self._decoder.decode(data, final=final)
+        found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
+        if found:
+            self.ended, self._held = True, ""
+            return text[: min(found)[1]]
+        self.ended = final
+        n_held = 0 if final else max((self._overlap(text, stop) for stop in self.stop), default=0)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    @staticmethod
+    def _overlap(text: str, stop: str) -> int:
+        """How many characters at the end of `text` are the beginning of `stop`."""
+        lengths = range(min(len(text), len(stop) - 1), 0, -1)
+        return next((n for n in lengths if text.endswith(stop[:n])), 0)
+
+
+@dataclass
+class _Row:
+    """A text being written."""
+
+    ids: list[int]  # what the model knows of it, and the token it is to read next
+    ended: bool = False
+
+    def make_room(self, context: int) -> bool:
+        """Forget the older half if the context is full, and everything if nobody waits for more; whether it did."""
+        if self.ended:
+            self.ids = self.ids[-1:]
+        elif len(self.ids) > context:
+            self.ids = self.ids[-max(1, context // 2) :]
+            return True
+        return False
+
+
+def _fill_up(rows: Sequence[_Row], device: torch.device) -> tuple[Tensor, Mask | None]:
+    """The rows' ids as one tensor, filled up on the left, and the mask that hides what fills them up."""
+    longest = max(len(row.ids) for row in rows)
+    padding = tuple(longest - len(row.ids) for row in rows)
+    ids_BT = torch.tensor([[0] * n + row.ids for n, row in zip(padding, rows, strict=True)], device=device)
+    return ids_BT, Mask(left_padding=padding) if any(padding) else None
 
 
 class TextGenerator:
-    """Continues a prompt.
+    """Continues prompts.
 
     Raises:
         InputError: if tokenizer and model do not belong together.
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
         if tokenizer.vocab_size != model.config.vocab_size:
             raise InputError(
                 f"the model has {model.config.vocab_size:,} token embeddings but the tokenizer has "
@@ -55,105 +141,119 @@ class TextGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
 
-    def generate(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 200,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        stop_tokens: Collection[int] | None = None,
-        seed: int | None = None,
-    ) -> str:
+    def generate(self, prompt: str, sampling: Sampling | None = None, **changes: Any) -> str:
         """The continuation of `prompt`, without it. Arguments and errors as in `stream`."""
-        return "".join(
-            self.stream(
-                prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                stop_tokens=stop_tokens,
-                seed=seed,
-            )
-        )
+        return "".join(self.stream(prompt, sampling, **changes))
 
-    def stream(
-        self,
-        prompt: str,
-        *,
-        max_new_tokens: int = 200,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        stop_tokens: Collection[int] | None = None,
-        seed: int | None = None,
-    ) -> Iterator[str]:
-        """Yield the continuation of `prompt` as it comes, in whole characters.
+    def stream(self, prompt: str, sampling: Sampling | None = None, **changes: Any) -> Iterator[str]:
+        """The continuation of `prompt` as it comes, in pieces of whole characters.
 
         Args:
             prompt: what to continue; an empty one begins a new document.
-            max_new_tokens: how many tokens at most.
-            temperature: see `choose`.
-            top_k: see `choose`.
-            stop_tokens: ids that end the text and are not part of it; <|endoftext|> by default.
-            seed: the same seed draws the same text; without one, each call draws another.
+            sampling: how; `Sampling()` by default.
+            changes: fields of `sampling` to set otherwise.
 
         Raises:
-            InputError: for a temperature below 0, a top_k or max_new_tokens below 1, or an empty prompt
-                where the tokenizer has no <|endoftext|>.
+            InputError: at once, for a number out of range, an empty prompt where the tokenizer has no
+                <|endoftext|>, or, with overflow="error", for more tokens than the context holds.
         """
+        return (piece for _, piece in self.stream_batch([prompt], sampling, **changes))
+
+    def generate_batch(self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Any) -> list[str]:
+        """The continuation of each prompt. Arguments and errors as in `stream`."""
+        texts = [""] * len(prompts)
+        for row, piece in self.stream_batch(prompts, sampling, **changes):
+            texts[row] += piece
+        return texts
+
+    def stream_batch(
+        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Any
+    ) -> Iterator[tuple[int, str]]:
+        """Continue several prompts at once: which one, and the next piece of its text, as they come.
+
+        A row's text is what it would be alone, with its seed. Arguments and errors as in `stream`.
+        """
+        sampling = replace(sampling or Sampling(), **changes)
+        rows = [_Row(self._encode(prompt)) for prompt in prompts]
+        return self._pieces(rows, self._choices(rows, sampling), sampling.stop)
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling | None = None, **changes: Any) -> Iterator[int]:
+        """The ids that continue `prompt`, which must not be empty. As `stream`, but stop strings play no part.
+
+        Raises:
+            InputError: as in `stream`, and for a prompt that is empty or has an id outside the vocabulary.
+        """
+        sampling = replace(sampling or Sampling(), **changes)
+        check_ids(prompt, self.model.config.vocab_size)
+        choices = self._choices([_Row(list(prompt))], sampling)
+        return (token for _, token in choices if token is not None)
+
+    def _encode(self, prompt: str) -> list[int]:
         ids = self.tokenizer.encode(prompt, disallowed_special=())
-        if not ids:
-            if self.end_of_text is None:
-                raise InputError("the prompt is empty, and the tokenizer has no <|endoftext|> to begin a text with")
-            ids = [self.end_of_text]
+        if ids:
+            return ids
+        if self.end_of_text is None:
+            raise InputError("the prompt is empty, and the tokenizer has no <|endoftext|> to begin a text with")
+        return [self.end_of_text]
+
+    def _pieces(
+        self, rows: list[_Row], choices: Iterator[tuple[int, int | None]], stop: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
+        texts = [StreamedText(stop) for _ in rows]
+        for row, token in choices:
+            data = b"" if token is None else self.tokenizer.decode_bytes([token])
+            if piece := texts[row].add(data, final=token is None):
+                yield row, piece
+            rows[row].ended |= texts[row].ended
+
+    def _choices(self, rows: list[_Row], sampling: Sampling) -> Iterator[tuple[int, int | None]]:
+        """Check what was asked for, and begin."""
+        if not rows:
+            return iter(())
+        if sampling.overflow == "error":
+            check_fits(max(len(row.ids) for row in rows), sampling.max_new_tokens, self.model.config.context_length)
+        stop_tokens = sampling.stop_tokens
         if stop_tokens is None:
-            stop_tokens = set() if self.end_of_text is None else {self.end_of_text}
-        tokens = self.tokens(ids, max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        # A character may span tokens: hold its bytes back until it is whole.
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for token in tokens:
-            if token in stop_tokens:
-                break
-            if text := decoder.decode(self.tokenizer.decode_bytes([token])):
-                yield text
-        if text := decoder.decode(b"", final=True):
-            yield text
+            stop_tokens = () if self.end_of_text is None else (self.end_of_text,)
+        size, device = self.model.config.vocab_size, device_of(self.model)
+        sampler = Sampler(sampling, [row.ids for row in rows], size, stop_tokens, device)
+        return self._run(rows, sampler, set(stop_tokens))
 
     @torch.inference_mode()
-    def tokens(
-        self,
-        prompt: list[int],
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int | None = None,
-    ) -> Iterator[int]:
-        """Yield the ids that continue `prompt`, which must not be empty.
+    def _run(self, rows: list[_Row], sampler: Sampler, stop_tokens: set[int]) -> Iterator[tuple[int, int | None]]:
+        """Yield (row, token) for each row and step, and (row, None) where one has ended.
 
-        When the context is full, the older half is forgotten and the younger read again.
+        A row that the caller marks as ended is left alone. It is computed on, as long as others are not done,
+        since taking it out of the batch would move the cache of all others.
         """
-        if temperature < 0:
-            raise InputError(f"temperature must not be negative, got {temperature}")
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {top_k}")
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-        device = self.model.token_embedding.weight.device
-        generator = torch.Generator(device=device)
-        generator.seed() if seed is None else generator.manual_seed(seed)
-        context = self.model.config.context_length
-        cache = self.model.new_cache(1, min(context, len(prompt) + max_new_tokens))
-        waiting = prompt[-context:]  # tokens the model has not read yet
-        if len(prompt) > context:
-            log.warning("the prompt's %s tokens exceed the context: its last %s are read", len(prompt), context)
-        seen = list(waiting)
-        for _ in range(max_new_tokens):
-            if cache.lengths[0] + len(waiting) > context:
+        context, n_new = self.model.config.context_length, sampler.sampling.max_new_tokens
+        longest = max(len(row.ids) for row in rows)
+        if longest > context:
+            log.warning("the prompt's %s tokens exceed the context: its last %s are read", longest, context)
+        for row in rows:
+            row.ids = row.ids[-context:]
+        cache = self.model.new_cache(len(rows), min(context, longest + n_new))
+        ids_BT, mask = _fill_up(rows, device_of(self.model))
+        warned = False
+        for step in range(1, n_new + 1):
+            logits_B1V, _ = self.model(ids_BT, mask=mask, cache=cache, last_only=True)
+            chosen_B = sampler(logits_B1V[:, -1])
+            for i, (row, token) in enumerate(zip(rows, chosen_B.tolist(), strict=True)):
+                if row.ended:
+                    continue
+                row.ids.append(token)
+                row.ended = token in stop_tokens
+                yield i, None if row.ended else token
+                if step == n_new and not row.ended:
+                    row.ended = True
+                    yield i, None
+            if all(row.ended for row in rows):
+                return
+            ids_BT = chosen_B[:, None]
+            if cache.lengths[0] == context:
+                forgot = [row.make_room(context) for row in rows]
+                if any(forgot) and not warned:
+                    log.warning("the context of %s tokens is full: its older half is forgotten", context)
+                    warned = True
                 cache.reset()
-                waiting = seen = seen[-(context // 2) or -1 :]
-            logits_11V, _ = self.model(torch.tensor([waiting], device=device), cache=cache, last_only=True)
-            token = choose(logits_11V[0, -1], temperature, top_k, generator)
-            yield token
-            waiting = [token]
-            seen.append(token)
+                ids_BT, mask = _fill_up(rows, ids_BT.device)

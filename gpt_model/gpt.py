@@ -13,25 +13,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from attention_mechanisms import CAUSAL, KVCache, LayerCache, Mask, MultiHeadAttention, MultiHeadLatentAttention
 from gpt_model.config import GPTConfig
+from gpt_model.feed_forward import FeedForward
+from gpt_model.mixture_of_experts import MixtureOfExperts
 
-
-class FeedForward(nn.Module):
-    """Each position on its own: widen four times, bend (GELU, the tanh form GPT-2 was trained with), narrow."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.expand = nn.Linear(config.d_model, 4 * config.d_model, bias=config.bias)
-        self.out = nn.Linear(4 * config.d_model, config.d_model, bias=config.bias)
-
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.out(F.gelu(self.expand(x_BTC), approximate="tanh"))
+if TYPE_CHECKING:
+    from working_with_text_data.minbpe import RegexTokenizer
 
 
 class Block(nn.Module):
@@ -42,36 +37,64 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.d_model, bias=config.bias)
         self.attention = config.attention_layer()
         self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = MixtureOfExperts(config) if config.n_experts else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x_BTC: Tensor, *, mask: Mask | None, positions: Tensor | None, cache: LayerCache | None
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """What goes on to the next block; with experts, also how unevenly they were used."""
         attended = self.attention(self.attention_norm(x_BTC), mask=mask, positions=positions, cache=cache)
         x_BTC = x_BTC + self.dropout(attended)
-        return x_BTC + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTC)))
+        answer = self.feed_forward(self.feed_forward_norm(x_BTC))
+        if isinstance(answer, Tensor):
+            return x_BTC + self.dropout(answer)
+        y_BTC, imbalance = answer  # of experts
+        return x_BTC + self.dropout(y_BTC), imbalance
 
 
 class GPT(nn.Module):
-    """A GPT-2 of any size."""
+    """A GPT-2 of any size.
+
+    Its forward pass can be written to a file, as a graph that runs without this code. The example's shape does
+    not matter, but must be more than 1; with a sliding window, leave `dynamic_shapes` out: it is for one length.
+
+        shapes = {"ids_BT": {0: Dim("batch"), 1: Dim("time", max=model.config.context_length)}}
+        torch.export.save(torch.export.export(model.eval(), (ids_BT,), dynamic_shapes=shapes), "model.pt2")
+        logits_BTV, _ = torch.export.load("model.pt2").module()(ids_BT)
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.token_embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.apply(self._init_weights)
+        self.init_weights()
 
-    def _init_weights(self, module: nn.Module) -> None:
+    def init_weights(self) -> None:
+        """Draw all weights anew, as GPT-2's were at first.
+
+        A large model is built without memory, and gets it where it is to stay, once:
+
+            with torch.device("meta"):
+                model = GPT(GPTConfig.preset("gpt2-xl"))
+            model.to_empty(device="cuda").init_weights()
+        """
+        self.apply(self._init_module)
+        with torch.no_grad():
+            self.token_embedding.weight[self.config.vocab_size :] = 0  # tokens that do not exist
+
+    def _init_module(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            module.reset_parameters()  # ones, and zeros
         if isinstance(module, MultiHeadAttention | MultiHeadLatentAttention | FeedForward):
             # 2 n_layers of these sums meet in the residual stream; keep their variance that of one.
             # `apply` visits children first, so this comes after the plain initialisation.
@@ -86,6 +109,12 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """The vectors (B, T, C) before the output layer; arguments and errors as in `forward`."""
+        return self._hidden(ids_BT, mask, positions, cache)[0]
+
+    def _hidden(
+        self, ids_BT: Tensor, mask: Mask | None, positions: Tensor | None, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor | float]:
+        """What `hidden` returns, and how unevenly experts were used, summed over the blocks."""
         T, mask, longest = ids_BT.shape[1], mask or CAUSAL, 0
         if cache is not None:
             mask, longest = cache.mask(mask), max(cache.lengths)
@@ -97,10 +126,18 @@ class GPT(nn.Module):
         if self.config.position == "learned":
             x_BTC = x_BTC + self.position_embedding(positions)
         x_BTC = self.dropout(x_BTC)
+        imbalance = 0.0
         for layer, block in enumerate(self.blocks):
             layer_cache = None if cache is None else cache.layers[layer]
-            x_BTC = block(x_BTC, mask=mask, positions=positions, cache=layer_cache)
-        return self.final_norm(x_BTC)
+            context = {"mask": mask, "positions": positions, "cache": layer_cache}
+            if self.config.checkpoint_activations and cache is None:  # what is computed twice would be cached twice
+                x_BTC = checkpoint(block, x_BTC, use_reentrant=False, **context)
+            else:
+                x_BTC = block(x_BTC, **context)
+            if self.config.n_experts:
+                x_BTC, more = x_BTC
+                imbalance = imbalance + more
+        return self.final_norm(x_BTC), imbalance
 
     def forward(
         self,
@@ -112,7 +149,9 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) for the token after each position, and the mean loss if targets are given.
+        """Logits (B, T, V) for the token after each position, and the mean cross-entropy if targets are given.
+
+        In training mode, experts that are used unevenly add to the loss; see `imbalance`.
 
         Args:
             ids_BT: token ids.
@@ -125,15 +164,17 @@ class GPT(nn.Module):
         Raises:
             ValueError: if the tokens, cached ones included, are more than the context.
         """
-        x_BTC = self.hidden(ids_BT, mask=mask, positions=positions, cache=cache)
+        x_BTC, imbalance = self._hidden(ids_BT, mask, positions, cache)
         if last_only:
             x_BTC = x_BTC[:, -1:]
-        logits_BTV = F.linear(x_BTC, self.token_embedding.weight)
+        logits_BTV = F.linear(x_BTC, self.token_embedding.weight)[..., : self.config.vocab_size]
         if targets_BT is None:
             return logits_BTV, None
         # float16 and bfloat16 are too coarse for a sum over the vocabulary; float64 stays as it is
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
         loss = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100)
+        if self.config.n_experts and self.training:
+            loss = loss + self.config.balance_loss * imbalance
         return logits_BTV, loss
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
@@ -143,8 +184,16 @@ class GPT(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that training changes; the output layer, being the token embedding, counts once."""
+        """Numbers in the weights, padding included; the output layer, being the token embedding, counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def n_active_parameters(self) -> int:
+        """Those that a token meets on its way: without the experts that it does not visit."""
+        if not self.config.n_experts:
+            return self.n_parameters
+        resting = [block.feed_forward.experts[self.config.n_active_experts :] for block in self.blocks]
+        return self.n_parameters - sum(parameter.numel() for experts in resting for parameter in experts.parameters())
 
     @classmethod
     def from_run(cls, path: str | Path, weights: str = "model.safetensors") -> GPT:
@@ -161,3 +210,39 @@ class GPT(nn.Module):
         from gpt_model.run_directory import load_model
 
         return load_model(Path(path), weights)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, cache_dir: str | Path | None = None, revision: str | None = None
+    ) -> GPT:
+        """A GPT-2 with the weights of a checkpoint, in evaluation mode, as float32 on the CPU.
+
+        Args:
+            name_or_path: a folder in the layout of Hugging Face, or gpt2, gpt2-medium, gpt2-large or gpt2-xl,
+                which are downloaded once.
+            cache_dir: where downloads are kept; see `utils.gpt2_download`.
+            revision: which version of a download, as the hub names it; by default the one we know.
+
+        Raises:
+            InputError: if there is no such model, or it is not one that our `GPT` computes: the message names the
+                field of its config.json, or the tensor.
+            DownloadError: if it cannot be downloaded; a NoConnectionError, if only for lack of a connection.
+        """
+        from gpt_model.pretrained import load_pretrained
+
+        return load_pretrained(name_or_path, cache_dir, revision)
+
+    def export_to_hf(self, path: str | Path, tokenizer: RegexTokenizer | None = None) -> None:
+        """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads as the same model.
+
+        Args:
+            path: a folder that is not there yet, or empty.
+            tokenizer: written beside the model, for `AutoTokenizer`; GPT-2's own by default, if the model has
+                a vocabulary of its size, 50,257, otherwise none.
+
+        Raises:
+            InputError: if a GPT-2 cannot express the model, the tokenizer is another model's, or `path` is taken.
+        """
+        from gpt_model.pretrained import export_to_hf
+
+        export_to_hf(self, Path(path), tokenizer)

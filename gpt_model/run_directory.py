@@ -61,9 +61,10 @@ def load_model(run: Path, weights: str = "model.safetensors") -> GPT:
     except (TypeError, InputError) as error:
         raise InputError(f"{run / 'config.json'}: {error}") from error
     tensors = read_weights(run / weights)
-    model = GPT(model_config)
+    with torch.device("meta"):  # names and shapes alone; the tensors themselves become the model's
+        model = GPT(model_config)
     check_weights(model, tensors, run / weights)
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return model.eval()
 
 

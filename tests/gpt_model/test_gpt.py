@@ -1,6 +1,7 @@
 """The model against transformers' GPT-2, its initialisation, and its contract."""
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,14 +10,36 @@ from torch import Tensor
 from gpt_model import GPT, GPTConfig
 from utils.files import InputError
 
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
 
 def tiny(**changes: object) -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig.preset("tiny", **changes)).eval()
 
 
-def as_transformers_names(model: GPT) -> dict[str, Tensor]:
-    """Our weights under the names, and in the orientation, of transformers' GPT-2 (Conv1D: in x out)."""
+def in_transformers(model: GPT) -> "GPT2LMHeadModel":
+    """The same model, of their making."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=model.config.vocab_size,
+        n_positions=model.config.context_length,
+        n_embd=model.config.d_model,
+        n_layer=model.config.n_layers,
+        n_head=model.config.n_heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    missing, unexpected = theirs.transformer.load_state_dict(as_transformers_names(model.state_dict()), strict=False)
+    assert not unexpected
+    assert not [name for name in missing if not name.endswith(("attn.bias", "masked_bias"))]
+    return theirs
+
+
+def as_transformers_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights or gradients of ours under the names, and in the orientation, of transformers (Conv1D: in x out)."""
     names = {
         "attention_norm": "ln_1",
         "attention.qkv": "attn.c_attn",
@@ -29,7 +52,7 @@ def as_transformers_names(model: GPT) -> dict[str, Tensor]:
         "final_norm": "ln_f",
     }
     renamed = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in ours.items():
         module, kind = name.rsplit(".", 1)
         prefix, layer = ("", module)
         if module.startswith("blocks."):
@@ -42,33 +65,23 @@ def as_transformers_names(model: GPT) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
 @pytest.mark.parametrize("n_heads", [2, 4])
-def test_logits_and_loss_equal_transformers(kernel: str, n_heads: int) -> None:
-    transformers = pytest.importorskip("transformers")
+def test_logits_loss_and_gradients_equal_transformers(kernel: str, n_heads: int) -> None:
     model = tiny(n_heads=n_heads, kernel=kernel)
     with torch.no_grad():  # weights larger than the initial ones, biases and norms too: nothing may hide at zero
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    config = model.config
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context_length,
-            n_embd=config.d_model,
-            n_layer=config.n_layers,
-            n_head=n_heads,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    ).eval()
-    missing, unexpected = theirs.transformer.load_state_dict(as_transformers_names(model), strict=False)
-    assert not unexpected
-    assert not [name for name in missing if not name.endswith(("attn.bias", "masked_bias"))]
-    ids = torch.randint(config.vocab_size, (3, config.context_length))
-    with torch.no_grad():
-        logits, loss = model(ids[:, :-1], ids[:, 1:])
-        expected = theirs(ids, labels=ids)
+    theirs = in_transformers(model)
+    ids = torch.randint(model.config.vocab_size, (3, model.config.context_length))
+    logits, loss = model(ids[:, :-1], ids[:, 1:])
+    expected = theirs(ids, labels=ids)
     torch.testing.assert_close(logits, expected.logits[:, :-1], rtol=0, atol=1e-4)
     torch.testing.assert_close(loss, expected.loss, rtol=0, atol=1e-5)
+    loss.backward()
+    expected.loss.backward()
+    gradients = as_transformers_names({name: weight.grad for name, weight in model.named_parameters()})
+    for name, weight in theirs.transformer.named_parameters():
+        torch.testing.assert_close(gradients.pop(name), weight.grad, rtol=1e-3, atol=1e-5, msg=name)
+    assert not gradients
 
 
 @pytest.mark.parametrize(
@@ -85,13 +98,40 @@ def test_parameters_of_the_presets(preset: str, parameters: int) -> None:
         assert GPT(GPTConfig.preset(preset)).n_parameters == parameters
 
 
-def test_the_demo_has_three_to_five_million_parameters() -> None:
-    assert 3e6 <= GPT(GPTConfig.preset("demo")).n_parameters <= 5e6
+@pytest.mark.parametrize(("preset", "parameters"), [("tiny", 136_960), ("demo", 4_240_896)])
+def test_parameters_of_the_small_presets(preset: str, parameters: int) -> None:
+    """By hand: two tables, then per block two norms, qkv, out, expand and out with biases, then a norm."""
+    config = GPTConfig.preset(preset)
+    C = config.d_model
+    block = 2 * 2 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
+    tables = (config.vocab_size + config.context_length) * C
+    assert GPT(config).n_parameters == tables + config.n_layers * block + 2 * C == parameters
 
 
-def test_initial_weights_are_gpt2s() -> None:
+INITIAL = {
+    "mha": {},
+    "gqa": {"attention": "gqa", "n_kv_groups": 2},
+    "mla": {"attention": "mla", "latent_dim": 64, "query_latent_dim": 64, "position": "rope"},
+    "experts": {"n_experts": 3},
+}
+
+
+@pytest.mark.parametrize("kind", INITIAL)
+@pytest.mark.parametrize("built", ["at once", "on meta"])
+def test_initial_weights_are_gpt2s(kind: str, built: str) -> None:
+    """Normal, of the right size and independent of one another; biases zero, norms one."""
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=2000, context_length=256, d_model=256, n_layers=8, n_heads=4))
+    config = GPTConfig(vocab_size=2000, context_length=256, d_model=256, n_layers=8, n_heads=4, **INITIAL[kind])
+    if built == "at once":
+        model = GPT(config)
+    else:
+        with torch.device("meta"):
+            model = GPT(config)
+        model.to_empty(device="cpu")
+        with torch.no_grad():  # whatever memory held before
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)
+        model.init_weights()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -102,8 +142,17 @@ def test_initial_weights_are_gpt2s() -> None:
             n = parameter.numel()  # five standard errors
             assert parameter.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * n)), name
             assert abs(parameter.mean().item()) < 5 * expected / math.sqrt(n), name
+            assert farthest_from_normal(parameter / expected) < 2.7 / math.sqrt(n), name
     ids, targets = torch.randint(2000, (2, 4, 64))
-    assert model(ids, targets)[1].item() == pytest.approx(math.log(2000), rel=0.05)  # it knows nothing yet
+    assert model.eval()(ids, targets)[1].item() == pytest.approx(math.log(2000), rel=0.05)  # it knows nothing yet
+
+
+def farthest_from_normal(sample: Tensor) -> float:
+    """Kolmogorov and Smirnov's distance; one sample in a million of a normal exceeds 2.7 / sqrt(n)."""
+    below = torch.special.ndtr(sample.detach().flatten().double().sort().values)
+    n = len(below)
+    steps = torch.arange(n + 1) / n
+    return max((steps[1:] - below).max().item(), (below - steps[:-1]).max().item())
 
 
 @pytest.mark.parametrize("kernel", ["manual", "sdpa", "auto"])
@@ -180,6 +229,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         ("n_heads", 3, "n_heads must divide d_model, got 3 heads for width 64"),
         ("n_layers", 0, "n_layers must be at least 1, got 0"),
         ("dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
+        ("vocab_multiple", 0, "vocab_multiple must be at least 1, got 0"),
         ("kernel", "fast", "kernel must be one of auto, manual, sdpa, flex, got 'fast'"),
     ],
 )

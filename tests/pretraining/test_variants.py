@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt_model import GPT, GPTConfig, TextGenerator
-from gpt_model.generation import choose
+from gpt_model import GPT, GPTConfig, Sampling, TextGenerator
 from gpt_model.run_directory import load_tokenizer
+from gpt_model.sampling import choose
 from pretraining import simple
 from pretraining.metrics import read_metrics
 from tests.tiny_run import tiny
@@ -84,7 +84,8 @@ class TestTrained:
         """Far past the context, from prompts shorter and longer than the window, and one beyond the context."""
         generator = TextGenerator(GPT.from_run(trained.run), load_tokenizer(trained.run))
         prompt = generator.tokenizer.encode(persuasion[:500])[:prompt_length]
-        tokens = list(generator.tokens(prompt, 80, temperature=temperature, seed=3))
+        sampling = Sampling(temperature=temperature, max_new_tokens=80, seed=3, stop_tokens=())
+        tokens = list(generator.tokens(prompt, sampling))
         assert tokens == by_full_passes(trained.model, prompt, 80, temperature, seed=3)
         assert len(set(tokens)) > 10 * temperature
 
@@ -102,14 +103,15 @@ class TestTrained:
 @torch.no_grad()
 def by_full_passes(model: GPT, prompt: list[int], n: int, temperature: float, seed: int) -> list[int]:
     """No cache: the model reads everything again for each token. A full context loses its older half."""
-    random = torch.Generator().manual_seed(seed)
+    sampling = Sampling(temperature=temperature, seed=seed)
+    generators = sampling.generators(1)
     context = model.config.context_length
     seen, written = prompt[-context:], []
     for _ in range(n):
         if len(seen) > context:
             seen = seen[-(context // 2) :]
         logits_1TV, _ = model(torch.tensor([seen]))
-        written.append(choose(logits_1TV[0, -1], temperature, None, random))
+        written.append(int(choose(logits_1TV[:, -1], sampling, generators)))
         seen = [*seen, written[-1]]
     return written
 
@@ -256,7 +258,7 @@ class TestBadValues:
             ({"attention": "gqa", "n_kv_groups": 3}, "n_kv_groups must divide n_heads, got 3 groups for 2 heads"),
             ({"attention": "gqa", "n_kv_groups": 1}, "holds another model's weights"),
             ({"position": "rope"}, "holds another model's weights: position_embedding.weight"),
-            ({"n_experts": 8}, "unknown field 'n_experts'"),
+            ({"n_neurons": 8}, "unknown field 'n_neurons'"),
         ],
     )
     def test_in_a_config_file(

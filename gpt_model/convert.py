@@ -1,0 +1,90 @@
+"""Give a trained model a smaller cache, and store it as a run of its own.
+
+python -m gpt_model.convert --run runs/demo --latent-dim 64 --out runs/demo-mla
+python -m pretraining.evaluate --run runs/demo-mla --data runs/demo-data
+"""
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+
+from gpt_model.conversion import describe, to_gqa, to_mla
+from gpt_model.gpt import GPT
+from gpt_model.run_directory import load_tokenizer
+from utils.files import InputError, write_atomically
+from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Convert a model with multi-head attention to one with grouped-query or multi-head latent attention.
+
+    Say by one of --n-kv-groups, --latent-dim and --tolerated-error what it is to become. What that costs each layer
+    is printed; what it costs the model's predictions, pretraining.evaluate says.
+    """
+
+    out: Path
+    """The new run directory, for gpt_model.generate and pretraining.evaluate; nothing may be there yet."""
+    run: Path | None = None
+    """The run directory of the model."""
+    pretrained: str | None = None
+    """Instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
+    n_kv_groups: int | None = None
+    """To GQA with so many heads of keys and values; must divide the number of heads."""
+    latent_dim: int | None = None
+    """To MLA with a latent of so many numbers."""
+    tolerated_error: float | None = None
+    """To MLA, with the smallest latent that moves no layer's key/value projection by more than this share of its
+    size. Each layer's own size is printed; a run has one, the largest."""
+
+
+def main(config: Config) -> None:
+    """Convert, print the report, and write the run.
+
+    Raises:
+        InputError: if the model cannot be read or converted, it is not said what to do, or `out` is taken.
+    """
+    wanted = {name: getattr(config, name) for name in ("n_kv_groups", "latent_dim", "tolerated_error")}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if len(given) != 1:
+        raise InputError(f"give one of --n-kv-groups, --latent-dim and --tolerated-error, got {len(given)} of them")
+    if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
+        raise InputError(f"{config.out} is there already: choose another --out, or delete it")
+    model, tokenizer = _read(config)
+    if "n_kv_groups" in given:
+        converted, report = to_gqa(model, given["n_kv_groups"])
+    else:
+        converted, report = to_mla(model, **given)
+    log.info("%s", describe(report))
+    if "tolerated_error" in given:
+        converted, _ = to_mla(model, converted.config.latent_dim)
+    _write(config.out, converted, tokenizer, {"converted_from": str(config.run or config.pretrained), **given})
+    log.info("-> %s", config.out)
+
+
+def _read(config: Config) -> tuple[GPT, Tokenizer]:
+    if (config.run is None) == (config.pretrained is None):
+        raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
+    if config.run is not None:
+        return GPT.from_run(config.run), load_tokenizer(config.run)
+    return GPT.from_pretrained(config.pretrained), GPT2Tokenizer()
+
+
+def _write(out: Path, model: GPT, tokenizer: Tokenizer, training: dict[str, object]) -> None:
+    with write_atomically(out / "model.safetensors") as file:
+        file.write(save(model.state_dict()))
+    tokenizer.save(out / "bpe.json")
+    with write_atomically(out / "config.json") as file:  # last: with it, the folder is a run directory
+        file.write(json.dumps({"model": dataclasses.asdict(model.config), "training": training}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    from utils.command_line import run
+
+    run(main, Config)

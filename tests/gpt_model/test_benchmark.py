@@ -1,0 +1,90 @@
+"""The benchmark compares what gives equal outputs, stores what it measured, and says what is wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_model import GPT, GPTConfig
+from gpt_model.benchmark import decode
+from gpt_model.benchmark.__main__ import Config, main
+from gpt_model.benchmark.decode import NEW, PROMPT, THEIRS, greedy, measure_quality
+from gpt_model.decoding import FastDecoder
+from utils.files import InputError
+
+QUICK = Config(part="writing", quick=True, sizes=("demo",), device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled steps have tests of their own, and take their time."""
+    monkeypatch.setattr(decode, "compiler_works", lambda device: False)
+
+
+def test_writing_is_measured_in_each_precision_beside_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(dataclasses.replace(QUICK, results=tmp_path))
+    stored = json.loads((tmp_path / "writing.json").read_bytes())
+    assert {"cpu", "torch", "transformers", "commit", "threads"} <= stored["machine"].keys()
+    ways = [(row["precision"], row["way"]) for row in stored["rows"]]
+    assert ways == [
+        ("float32", "GPT"), ("float32", "FastDecoder"), ("float32", THEIRS),
+        ("bfloat16", "GPT"), ("bfloat16", "FastDecoder"), ("int8", "FastDecoder, int8"), ("bfloat16", THEIRS),
+    ]  # fmt: skip
+    for row in stored["rows"]:
+        assert row["tokens_per_second"]["median"] > 0
+        assert 0 < row["ceiling_share"] < 2  # so small a model fits into the processor's own caches
+        if row["way"] == THEIRS:
+            assert row["times_transformers"]["median"] == 1
+    float32, bfloat16, int8 = (stored["rows"][i]["bytes_per_token"] for i in (1, 4, 5))
+    assert float32 == 2 * bfloat16
+    assert 0.5 < int8 / bfloat16 < 0.6
+    assert "| demo | int8 | FastDecoder, int8 |" in capsys.readouterr().out
+
+
+def test_what_writes_other_tokens_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(FastDecoder):
+        def _logits(self, x_BTC: torch.Tensor) -> torch.Tensor:
+            return -super()._logits(x_BTC)
+
+    monkeypatch.setattr(decode, "FastDecoder", Wrong)
+    with pytest.raises(RuntimeError, match="FastDecoder does not write the tokens that the model writes"):
+        decode.measure_writing(("demo",), 1, torch.device("cpu"), {"bytes_per_second": 1e9})
+
+
+def test_greedy_writes_what_a_pass_over_the_whole_text_says() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig.preset("demo")).eval()
+    ids_BT = torch.randint(4096, (1, PROMPT))
+    new = greedy(model, ids_BT)
+    logits_BTV, _ = model(torch.cat([ids_BT, new[None]], dim=1))
+    assert torch.equal(logits_BTV[0, PROMPT - 1 : -1].argmax(dim=-1), new)
+    assert len(new) == NEW
+
+
+def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
+    row = measure_quality(finished_run)
+    assert row["tokens"] > 10_000
+    assert 1 < row["float32"] < 512
+    for precision in ("bfloat16", "int8"):
+        assert row[precision] == pytest.approx(row["float32"], rel=0.02)
+        assert row[precision] != row["float32"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 0}, "--rounds must be at least 1, got 0"),
+        ({"sizes": ("gpt3",)}, "--sizes must be among gpt2-small, .*, got 'gpt3'"),
+        ({"part": "quality", "run": Path("nowhere")}, "--run nowhere is not a run directory"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_measured(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        main(dataclasses.replace(QUICK, results=tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
