@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
+from gpt_model.benchmark import page
 from working_with_text_data.benchmark_figures import tables
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,10 @@ def attention_passage() -> str:
     return attention_figures.tables(ROOT / "attention_mechanisms" / "results")
 
 
+def model_passage() -> str:
+    return page.tables(ROOT / "gpt_model" / "results")
+
+
 def variants_passage() -> str:
     from pretraining.variants import table
 
@@ -96,6 +101,7 @@ def variants_passage() -> str:
         ("working_with_text_data/README.md", tokenizer_passage),
         ("attention_mechanisms/results/README.md", attention_passage),
         ("attention_mechanisms/README.md", variants_passage),
+        ("gpt_model/results/README.md", model_passage),
     ],
 )
 def test_numbers_are_those_measured(file: str, passage: Any) -> None:
@@ -118,6 +124,7 @@ IN_PLACE = {  # what to append, so that it is done in seconds
     "python -m pretraining.evaluate": "",
     "python -m gpt_model.generate --run runs/mine": "--max-new-tokens 5",
     "python -m pretraining.simple --help": "",
+    "python -m gpt_model.plan": "",
 }
 ELSEWHERE = {
     "make demo": "test_a_fresh_clone_with_make",
@@ -131,7 +138,11 @@ ELSEWHERE = {
     "python -m attention_mechanisms.benchmark": "test_benchmark.py",
     "python -m pretraining.variants": "test_variants.py: an hour on two idle cores",
     "python -m pretraining.benchmark": "half an hour: its result files are compared instead",
+    "python -m gpt_model.benchmark": "test_benchmark.py",
+    "python -m gpt_model.convert": "test_conversion.py",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone_without_make",
+    "python -m gpt_model.generate --pretrained": "test_generation.py: it needs a network",
+    "python -m utils.gpt2_download": "test_gpt2_download.py",
 }
 
 
@@ -146,7 +157,8 @@ def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> No
     """In order, in a folder of their own, with my_text.txt as the README has it."""
     (tmp_path / "my_text.txt").write_text(persuasion[:80_000], encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    shown = [*commands(ROOT / "README.md"), *commands(ROOT / "working_with_text_data" / "README.md")]
+    chapters = (ROOT, ROOT / "working_with_text_data", ROOT / "gpt_model")
+    shown = [line for folder in chapters for line in commands(folder / "README.md")]
     lines = [line for line in dict.fromkeys(shown) if any(line.startswith(known) for known in IN_PLACE)]
     assert len(lines) >= 5
     for line in lines:

@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 
 from attention_mechanisms.benchmark.timing import Row
-from gpt_model.benchmark.decode import measure_quality, measure_writing, writing_table
-from gpt_model.benchmark.sizes import SIZES, measure_sizes, sizes_table
+from gpt_model.benchmark.decode import measure_quality, measure_writing
+from gpt_model.benchmark.page import draw_all, tables
+from gpt_model.benchmark.sizes import SIZES, measure_sizes
 from gpt_model.config import PRESETS
 from utils.files import InputError, write_atomically
 from utils.hardware import describe, pick_device
@@ -35,12 +36,13 @@ CHAPTER = Path(__file__).parent.parent
 class Config:
     """Measure the model: writing a text, against transformers and the speed of memory, and every size and variant.
 
-    Prints tables and writes results/*.json.
+    Prints tables, writes results/*.json, and draws figures/*.svg from them.
     """
 
-    part: Literal["all", "writing", "quality", "sizes"] = "all"
+    part: Literal["all", "writing", "quality", "sizes", "figures"] = "all"
     """writing: tokens a second of the model, of FastDecoder in each precision, and of transformers. quality: the
-    perplexity of a trained model in each precision. sizes: GPT-2's four sizes with each kind of attention."""
+    perplexity of a trained model in each precision. sizes: GPT-2's four sizes with each kind of attention.
+    figures: show the stored results again."""
     quick: bool = False
     """Small models, few rounds. No numbers to quote."""
     rounds: int | None = None
@@ -55,13 +57,15 @@ class Config:
     """A trained model, for the quality; `make demo` makes this one."""
     results: Path = CHAPTER / "results"
     """Where the measurements are stored."""
+    figures: Path = CHAPTER / "figures"
+    """Where the figures are stored."""
 
 
 def main(config: Config) -> None:
     """Measure the parts asked for, store and show them.
 
     Raises:
-        InputError: if a number is out of range, or the run is missing.
+        InputError: if a number is out of range, the run is missing, or there is nothing to show.
     """
     _check(config)
     device = pick_device(config.device)
@@ -69,16 +73,23 @@ def main(config: Config) -> None:
         "writing": _measure_writing, "quality": _measure_quality, "sizes": _measure_sizes,
     }  # fmt: skip
     wanted = [name for name in parts if config.part in (name, "all")]
-    with torch.no_grad():
-        peaks = measured_peaks(device, (torch.float32, torch.bfloat16))
-    log.info("peaks: %s", peaks)
+    if wanted:
+        with torch.no_grad():
+            peaks = measured_peaks(device, (torch.float32, torch.bfloat16))
+        log.info("peaks: %s", peaks)
     for name in wanted:
         result = {"machine": _machine(device), "peaks": peaks, "quick": config.quick}
         result |= parts[name](config, device, peaks)
         with write_atomically(config.results / f"{name}.json") as file:
             file.write(json.dumps(result, indent=1).encode())
         log.info("%s -> %s", name, config.results / f"{name}.json")
-        print(_shown(name, result), end="\n\n", flush=True)
+    if not (shown := tables(config.results)):
+        raise InputError(f"there are no results in {config.results}")
+    print(shown)
+    try:
+        draw_all(config.results, config.figures)
+    except ModuleNotFoundError as error:
+        log.warning("%s is not installed, so there are no figures", error.name)
 
 
 def _measure_writing(config: Config, device: torch.device, peaks: Row) -> Row:
@@ -96,20 +107,13 @@ def _measure_sizes(config: Config, device: torch.device, peaks: Row) -> Row:
     return measure_sizes(sizes, (torch.bfloat16,), config.context, new, rounds, device, peaks, fast=True)
 
 
-def _shown(name: str, result: Row) -> str:
-    if name == "quality":
-        losses = ", ".join(f"{result[key]:.3f} in {key}" for key in ("float32", "bfloat16", "int8"))
-        return f"perplexity of {result['run']} on {result['tokens']:,} held-out tokens: {losses}"
-    return writing_table(result) if name == "writing" else sizes_table(result)
-
-
 def _check(config: Config) -> None:
     if config.rounds is not None and config.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {config.rounds}")
     for size in config.sizes:
         if size not in PRESETS:
             raise InputError(f"--sizes must be among {', '.join(PRESETS)}, got {size!r}")
-    if config.part == "quality" and not (config.run / "config.json").exists():
+    if config.part in ("all", "quality") and not (config.run / "config.json").exists():
         raise InputError(f"--run {config.run} is not a run directory; make demo makes runs/demo")
 
 

@@ -39,21 +39,21 @@ class Writer:
         self.model, self.start, self.new_tokens = model, context - new_tokens, new_tokens
         self.cache = model.new_cache(1, context)
         generator = torch.Generator().manual_seed(0)
-        self.past = [
+        past = [
             torch.randn(1, buffer.shape[1], self.start, buffer.shape[3], generator=generator).to(like)
             for buffer in self.cache.layers[0].buffers
         ]
         for layer in self.cache.layers:
-            layer.append(*self.past)
+            layer.append(*past)
         self.first = torch.zeros(1, 1, dtype=torch.long, device=like.device)
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
         """The logits after the last token, (1, 1, V)."""
         for layer in self.cache.layers:  # what the call before wrote gives way
-            if layer.max_length is None:  # a ring has lost what stood there: a small copy a round, not a step
+            if layer.max_length is None:  # a ring has lost what stood there; what stands there now does as well
                 layer.reset()
-                layer.append(*self.past)
+                layer.count(self.start)
             else:
                 layer.truncate(self.start)
         ids_BT = self.first

@@ -26,7 +26,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_writing_is_measured_in_each_precision_beside_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(dataclasses.replace(QUICK, results=tmp_path))
+    main(dataclasses.replace(QUICK, results=tmp_path, figures=tmp_path))
     stored = json.loads((tmp_path / "writing.json").read_bytes())
     assert {"cpu", "torch", "transformers", "commit", "threads"} <= stored["machine"].keys()
     ways = [(row["precision"], row["way"]) for row in stored["rows"]]
@@ -43,6 +43,7 @@ def test_writing_is_measured_in_each_precision_beside_transformers(
     assert float32 == 2 * bfloat16
     assert 0.5 < int8 / bfloat16 < 0.6
     assert "| demo | int8 | FastDecoder, int8 |" in capsys.readouterr().out
+    assert (tmp_path / "writing.svg").stat().st_size > 1000
 
 
 def test_what_writes_other_tokens_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +80,7 @@ def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
     [
         ({"rounds": 0}, "--rounds must be at least 1, got 0"),
         ({"sizes": ("gpt3",)}, "--sizes must be among gpt2-small, .*, got 'gpt3'"),
+        ({"part": "figures"}, "there are no results in "),
         ({"part": "quality", "run": Path("nowhere")}, "--run nowhere is not a run directory"),
     ],
 )
@@ -86,5 +88,5 @@ def test_bad_input_is_refused_before_anything_is_measured(
     changes: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message):
-        main(dataclasses.replace(QUICK, results=tmp_path, **changes))
+        main(dataclasses.replace(QUICK, results=tmp_path, figures=tmp_path, **changes))
     assert not list(tmp_path.iterdir())
