@@ -236,7 +236,7 @@ def test_activations_are_what_autograd_keeps(kind: str, kernel: str, autocast: b
         assert costs.training_memory(config, 3, 256, autocast=autocast).bfloat16_copies == half
 
 
-PEAK = {"vocab_size": 12_288, "context_length": 256, "d_model": 256, "n_layers": 6, "n_heads": 4, "kernel": "sdpa"}
+PEAK = {"vocab_size": 12_288, "context_length": 256, "d_model": 128, "n_layers": 8, "n_heads": 4, "kernel": "sdpa"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process has had at most")
