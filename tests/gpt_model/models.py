@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from attention_mechanisms import KVCache, LayerCache, Mask
 from gpt_model import GPT, GPTConfig
 
 
@@ -19,3 +21,25 @@ def decided(seed: int = 0, **config: Any) -> GPT:
         for name, parameter in model.named_parameters():
             parameter.mul_(3 if "embedding" in name or "norm" in name else 10)
     return model.double().eval()
+
+
+class Bigrams:
+    """A model that looks at the last token only: its probabilities are a row of a table.
+
+    It has what `LanguageModel` asks for and no more.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, table_VV: list[list[float]]) -> None:
+        self.logits_VV = torch.tensor(table_VV).log()
+        self.config = GPTConfig.preset("tiny", vocab_size=len(table_VV))
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        return KVCache([LayerCache(batch_size, 1, max_length, (1,))])
+
+    def __call__(
+        self, ids_BT: Tensor, *, mask: Mask | None, cache: KVCache, last_only: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        cache.layers[0].append(torch.zeros(*ids_BT.shape, 1)[:, None])
+        return self.logits_VV[ids_BT[:, -1:] if last_only else ids_BT], None

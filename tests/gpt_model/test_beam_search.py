@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt_model import GPT
 from gpt_model.beam_search import beam_search
-from tests.gpt_model.models import decided
+from tests.gpt_model.models import Bigrams, decided
 from utils.files import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -99,6 +99,15 @@ def test_more_beams_find_likelier_texts_than_greedy() -> None:
     model, ids = decided(vocab_size=30), [1, 2, 3]
     greedy, few, many = (beam_search(model, ids, n, 20, 0.0)[0][1] for n in (1, 4, 16))
     assert greedy < few <= many
+
+
+def test_a_text_that_begins_badly_may_still_be_the_best() -> None:
+    """At first the text that ends at once has the better mean; a search that stopped there would miss the other."""
+    model = Bigrams([[0.0, 0.4, 0.6], [0.0, 0.99, 0.01], [1 / 3, 1 / 3, 1 / 3]])
+    ((found, _),) = beam_search(model, [0], 1, 8, 1.0, end_token=2)
+    assert found == [1] * 8
+    ((found, _),) = beam_search(model, [0], 1, 8, 0.0, end_token=2)  # sums only fall
+    assert found == [2]
 
 
 def test_fewer_texts_than_beams_are_no_more_than_there_are() -> None:
