@@ -115,7 +115,7 @@ class FastDecoder:
         self.head = _output_layer(self.model)
         if precision == "int8":
             self.head = Int8Linear(self.head)
-            self.model.token_embedding = Int8Embedding(self.head)
+            self.model.token_embedding = Int8Embedding(self.model.token_embedding)
             quantize_linears(self.model.blocks)
         else:
             _make_quick(self.model.blocks)
@@ -142,11 +142,10 @@ class FastDecoder:
     @property
     def weight_bytes(self) -> int:
         """Bytes that each step reads besides the cache: all weights but the table of positions, of which one row."""
-        head = [*self.head.parameters(), *self.head.buffers()]
-        inside = [
-            x for part in (self.model.blocks, self.model.final_norm) for x in (*part.parameters(), *part.buffers())
-        ]
-        return sum(x.nbytes for x in head + inside)
+        modules = [*self.model.blocks.modules(), *self.model.final_norm.modules(), self.head]
+        whole = sum(module.nbytes for module in modules if isinstance(module, Int8Linear))
+        others = (module for module in modules if not isinstance(module, Int8Linear))
+        return whole + sum(x.nbytes for module in others for x in module.parameters(recurse=False))
 
     @torch.inference_mode()
     def __call__(

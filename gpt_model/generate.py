@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_model.decoding import FastDecoder, Precision
 from gpt_model.generation import TextGenerator
 from gpt_model.gpt import GPT
 from gpt_model.run_directory import load_tokenizer
@@ -29,6 +30,8 @@ class Task:
     """Which weights of the run: the last, or an earlier snapshot such as snapshots/step_000100.safetensors."""
     prompt: str = ""
     """What to continue; an empty prompt begins a new document."""
+    precision: Precision = "float32"
+    """What it computes in: float32; bfloat16, half the bytes; int8, weights in eight bits. Fewer bytes are faster."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU if there is one."""
 
@@ -58,7 +61,7 @@ def load(task: Task) -> TextGenerator:
         model, tokenizer = GPT.from_pretrained(task.pretrained), GPT2Tokenizer()
     else:
         raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
-    return TextGenerator(model.eval().to(pick_device(task.device)), tokenizer)
+    return TextGenerator(FastDecoder(model.to(pick_device(task.device)), task.precision), tokenizer)
 
 
 def main(config: Config) -> str:

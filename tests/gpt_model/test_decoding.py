@@ -1,5 +1,6 @@
 """Fast decoding gives what the model gives, for every kind of attention, compiled and not; int8 by its definition."""
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attention_mechanisms import Mask
-from gpt_model import GPT, GPTConfig, TextGenerator
+from gpt_model import GPT, GPTConfig, TextGenerator, quantize
 from gpt_model.decoding import FastDecoder
 from gpt_model.quantize import Int8Linear, quantize_rows, split
 from utils.files import InputError
@@ -174,11 +175,12 @@ class TestInt8:
         assert not scale_O.any()
 
     @given(st.integers(1, 60), st.floats(1e-6, 1e6), st.integers(0, 2**32 - 1))
-    def test_activations_keep_fourteen_bits(self, n: int, size: float, seed: int) -> None:
-        x_I = size * torch.randn(n, generator=torch.Generator().manual_seed(seed))
-        x_2I, unit = split(x_I)
-        rebuilt_I = unit * (128 * x_2I[0].float() + x_2I[1].float())
-        assert (x_I - rebuilt_I).abs().max() <= x_I.abs().max() / 2**14
+    def test_activations_keep_fourteen_bits_of_each_rows_largest(self, n: int, size: float, seed: int) -> None:
+        x_NI = size * torch.randn(2, n, generator=torch.Generator().manual_seed(seed)) * torch.tensor([[1.0], [1e-3]])
+        x_2NI, unit_N1 = split(x_NI)
+        coarse_NI, fine_NI = x_2NI.float().chunk(2)
+        off_NI = x_NI - unit_N1 * (128 * coarse_NI + fine_NI)
+        assert (off_NI.abs() <= x_NI.abs().amax(dim=1, keepdim=True) / 2**14).all()
 
     @pytest.mark.parametrize("bias", [True, False])
     def test_one_row_and_many_give_what_the_rounded_matrix_gives(self, bias: bool) -> None:
@@ -190,6 +192,24 @@ class TestInt8:
         single_NO = torch.cat([layer(x_NI[i : i + 1]) for i in range(5)])
         for y_NO in (layer(x_NI), single_NO):
             torch.testing.assert_close(y_NO.double(), expected_NO, rtol=0, atol=2e-4)
+
+    def test_without_integer_products_the_result_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        linear, x_NI = nn.Linear(64, 30), torch.randn(2, 3, 64)
+        packed = Int8Linear(linear)
+        monkeypatch.setattr(quantize, "pack", lambda quantized_OI: None)
+        plain = Int8Linear(linear)
+        assert torch.equal(packed.weight, plain.weight)
+        torch.testing.assert_close(packed(x_NI), plain(x_NI), rtol=0, atol=2e-4)
+
+    @pytest.mark.skipif(quantize.pack(torch.zeros(1, 1, dtype=torch.int8)) is None, reason="no integer products here")
+    def test_packed_integers_go_with_their_layer(self) -> None:
+        before = len(quantize._packed)
+        layer = Int8Linear(nn.Linear(4, 4))
+        assert len(quantize._packed) == before + 1
+        del layer
+        gc.collect()
+        assert len(quantize._packed) == before
 
     def test_long_rows_do_not_overflow(self) -> None:
         linear = nn.Linear(20_000, 2, bias=False)

@@ -125,23 +125,21 @@ def plain_weights(attention: Any, x_BTC: Tensor, position: str, kind: str) -> Te
 @every_kind
 def test_maps_and_values_make_what_the_layer_says(kind: str, position: str) -> None:
     """In every layer: the weights times the values, projected, are the layer's output."""
-    model, outputs, inputs = model_of(kind, position), [], []
+    model, seen = model_of(kind, position), []
     for block in model.blocks:
-        block.attention.register_forward_hook(
-            lambda m, args, y: (inputs.append(args[0]), outputs.append(y))[:0] or None
-        )
+        block.attention.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     maps = attention_maps(model, ids())
     for layer, block in enumerate(model.blocks):
-        attention = block.attention
+        attention, (x_BTC, expected_BTC) = block.attention, seen[layer]
         with torch.no_grad():
             if isinstance(attention, MultiHeadLatentAttention):
-                latent_BSR = attention.latent_norm(attention.down(inputs[layer])[..., :24])
+                latent_BSR = attention.latent_norm(attention.down(x_BTC)[..., :24])
                 v_BHSD = attention.up(latent_BSR).unflatten(-1, (H, 2, -1))[..., 1, :].transpose(1, 2)
             else:
-                v_BGSD = attention.project(inputs[layer])[2]
+                v_BGSD = attention.project(x_BTC)[2]
                 v_BHSD = v_BGSD.repeat_interleave(H // v_BGSD.shape[1], dim=1)
             y_BTC = attention.out((maps[layer] @ v_BHSD).transpose(1, 2).flatten(2))
-        torch.testing.assert_close(y_BTC, outputs[layer], rtol=0, atol=1e-9)
+        torch.testing.assert_close(y_BTC, expected_BTC, rtol=0, atol=1e-9)
 
 
 @every_kind
@@ -175,13 +173,14 @@ def test_a_mean_ablation_leaves_what_a_head_says_in_any_case() -> None:
     model = model_of()
     attention, D = model.blocks[1].attention, 64 // H
     heard: list[Tensor] = []
+
+    def listen(out: Any, arguments: tuple[Tensor]) -> None:
+        heard.append(arguments[0])
+
     with torch.no_grad():
-        with attention.out.register_forward_pre_hook(lambda m, args: heard.append(args[0])):
-            whole = model(ids())[0]
-        with (
-            ablated(model, [(1, 2)], "mean"),
-            attention.out.register_forward_pre_hook(lambda m, args: heard.append(args[0])),
-        ):
+        with attention.out.register_forward_pre_hook(listen):
+            model(ids())
+        with ablated(model, [(1, 2)], "mean"), attention.out.register_forward_pre_hook(listen):
             model(ids())
         before, after = heard
         of_head = slice(2 * D, 3 * D)
