@@ -178,11 +178,11 @@ def test_a_mean_ablation_leaves_what_a_head_says_in_any_case() -> None:
         heard.append(arguments[0])
 
     with torch.no_grad():
-        with attention.out.register_forward_pre_hook(listen):
-            model(ids())
-        with ablated(model, [(1, 2)], "mean"), attention.out.register_forward_pre_hook(listen):
+        hook = attention.out.register_forward_pre_hook
+        with hook(listen), ablated(model, [(1, 2)], "mean"), hook(listen):  # in this order
             model(ids())
         before, after = heard
+        assert before.std(dim=(0, 1)).min() > 0.1
         of_head = slice(2 * D, 3 * D)
         mean_D = before[..., of_head].reshape(-1, D).mean(dim=0)
         torch.testing.assert_close(after[..., of_head], mean_D.expand(B, T, D))
