@@ -1,8 +1,9 @@
 """GPT-2: its configuration, the model, and text from it."""
 
 from gpt_model.config import GPTConfig
+from gpt_model.decoding import FastDecoder
 from gpt_model.generation import TextGenerator
 from gpt_model.gpt import GPT
 from gpt_model.sampling import Sampling
 
-__all__ = ["GPT", "GPTConfig", "Sampling", "TextGenerator"]
+__all__ = ["GPT", "FastDecoder", "GPTConfig", "Sampling", "TextGenerator"]

@@ -15,6 +15,7 @@ I inputs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from inspect import signature
 from typing import Literal
@@ -108,8 +109,7 @@ class FastDecoder:
         self.config, self.precision = model.config, precision
         self.device = model.token_embedding.weight.device
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        with torch.device("meta"):
-            self.model = GPT(model.config)
+        self.model = copy.deepcopy(model, {id(x): x for x in model.parameters()})  # its modules, not its weights
         self.model.load_state_dict({name: x.detach().to(dtype) for name, x in model.state_dict().items()}, assign=True)
         self.model.eval().requires_grad_(False)
         self.head = _output_layer(self.model)

@@ -50,10 +50,12 @@ def draw_all(results: Path, figures: Path) -> None:
             for y, row in enumerate(rows):
                 speed, color = row["tokens_per_second"]["median"], COLORS[row["precision"]]
                 axes.barh(y, speed, 0.7, color=INK if row["way"] == THEIRS else color)
-                axes.text(speed, y, f" {speed:,.0f}", va="center", color=INK, fontsize=8)
+                axes.text(speed, y, f"{speed:,.0f} ", va="center", ha="right", color="white", fontsize=8)
                 ceiling = speed / row["ceiling_share"]
                 axes.plot([ceiling, ceiling], [y - 0.38, y + 0.38], color=INK, linestyle=":")
-            axes.set_yticks(range(len(rows)), [f"{row['way']}, {row['precision']}" for row in rows])
+            axes.set_yticks(
+                range(len(rows)), [f"{row['way'].replace(', int8', '')}, {row['precision']}" for row in rows]
+            )
             axes.set(xlabel="tokens a second; dotted: what reading the weights allows")
             axes.grid(visible=False, axis="y")
             axes.invert_yaxis()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attention_mechanisms import Mask
 from gpt_model import GPT, GPTConfig, TextGenerator, quantize
+from gpt_model.conversion import to_mla
 from gpt_model.decoding import FastDecoder
 from gpt_model.quantize import Int8Linear, quantize_rows, split
 from utils.files import InputError
@@ -105,6 +106,15 @@ def test_the_model_is_untouched_and_shares_what_it_can() -> None:
     assert all(torch.equal(before[name], x) for name, x in model.state_dict().items())
     assert same.head.weight.data_ptr() == model.token_embedding.weight.data_ptr()
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_converted_model_keeps_its_latents_of_different_sizes() -> None:
+    model = make("mha")
+    torch.nn.init.zeros_(model.blocks[0].attention.qkv.weight[80:])
+    model, report = to_mla(model, tolerated_error=0.3)
+    assert len({layer.size for layer in report}) > 1
+    ids_BT = torch.randint(500, (1, LENGTH))
+    torch.testing.assert_close(step_by_step(FastDecoder(model, "float32"), ids_BT), model(ids_BT)[0], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(("precision", "size"), [("float32", 4.0), ("bfloat16", 2.0)])
@@ -204,6 +214,7 @@ class TestInt8:
 
     @pytest.mark.skipif(quantize.pack(torch.zeros(1, 1, dtype=torch.int8)) is None, reason="no integer products here")
     def test_packed_integers_go_with_their_layer(self) -> None:
+        gc.collect()
         before = len(quantize._packed)
         layer = Int8Linear(nn.Linear(4, 4))
         assert len(quantize._packed) == before + 1
