@@ -12,7 +12,6 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -22,10 +21,10 @@ import torch
 from attention_mechanisms.benchmark.decode import DTYPES, N_LAYERS, measure_decoding
 from attention_mechanisms.benchmark.figures import draw_all, tables
 from attention_mechanisms.benchmark.sweep import Sweep, measure_sweep
-from attention_mechanisms.benchmark.timing import Row
+from attention_mechanisms.benchmark.timing import Row, machine
 from attention_mechanisms.benchmark.window import measure_windows
 from utils.files import InputError, write_atomically
-from utils.hardware import describe, pick_device
+from utils.hardware import pick_device
 from utils.peaks import measured_peaks
 
 log = logging.getLogger(__name__)
@@ -85,7 +84,7 @@ def main(config: Config) -> None:
             peaks = measured_peaks(device, DTYPES)
             log.info("peaks: %s", peaks)
             for name in wanted:
-                result = {"machine": _machine(device), "peaks": peaks, "quick": config.quick}
+                result = {"machine": machine(device), "peaks": peaks, "quick": config.quick}
                 result |= parts[name](config, device, peaks)
                 with write_atomically(config.results / f"{name}.json") as file:
                     file.write(json.dumps(result, indent=1).encode())
@@ -153,15 +152,6 @@ def _doubling(first: int, last: int) -> tuple[int, ...]:
 
 def _dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def _machine(device: torch.device) -> Row:
-    """The machine, with what else decides a speed."""
-    try:
-        theirs = version("transformers")
-    except PackageNotFoundError:
-        theirs = None
-    return {**describe(), "device": device.type, "threads": torch.get_num_threads(), "transformers": theirs}
 
 
 if __name__ == "__main__":

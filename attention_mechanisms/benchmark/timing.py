@@ -3,11 +3,13 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.hardware import describe
 from utils.peaks import Work, seconds
 
 Row = dict[str, Any]
@@ -81,3 +83,12 @@ def assert_equal(what: str, output: Tensor, reference: Tensor) -> float:
 def dtype_name(dtype: torch.dtype) -> str:
     """As in "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def machine(device: torch.device) -> Row:
+    """The machine, with what else decides a speed."""
+    try:
+        theirs = version("transformers")
+    except PackageNotFoundError:
+        theirs = None
+    return {**describe(), "device": device.type, "threads": torch.get_num_threads(), "transformers": theirs}

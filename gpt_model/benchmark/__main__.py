@@ -11,20 +11,19 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from attention_mechanisms.benchmark.timing import Row
+from attention_mechanisms.benchmark.timing import Row, machine
 from gpt_model.benchmark.decode import measure_quality, measure_writing
 from gpt_model.benchmark.page import draw_all, tables
 from gpt_model.benchmark.sizes import SIZES, measure_sizes
 from gpt_model.config import PRESETS
 from utils.files import InputError, write_atomically
-from utils.hardware import describe, pick_device
+from utils.hardware import pick_device
 from utils.peaks import measured_peaks
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def main(config: Config) -> None:
             peaks = measured_peaks(device, (torch.float32, torch.bfloat16))
         log.info("peaks: %s", peaks)
     for name in wanted:
-        result = {"machine": _machine(device), "peaks": peaks, "quick": config.quick}
+        result = {"machine": machine(device), "peaks": peaks, "quick": config.quick}
         result |= parts[name](config, device, peaks)
         with write_atomically(config.results / f"{name}.json") as file:
             file.write(json.dumps(result, indent=1).encode())
@@ -115,15 +114,6 @@ def _check(config: Config) -> None:
             raise InputError(f"--sizes must be among {', '.join(PRESETS)}, got {size!r}")
     if config.part in ("all", "quality") and not (config.run / "config.json").exists():
         raise InputError(f"--run {config.run} is not a run directory; make demo makes runs/demo")
-
-
-def _machine(device: torch.device) -> Row:
-    """The machine, with what else decides a speed."""
-    try:
-        theirs = version("transformers")
-    except PackageNotFoundError:
-        theirs = None
-    return {**describe(), "device": device.type, "threads": torch.get_num_threads(), "transformers": theirs}
 
 
 if __name__ == "__main__":

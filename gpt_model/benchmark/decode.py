@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attention_mechanisms.benchmark.timing import Row, interleaved, rate, spread
 from gpt_model.config import GPTConfig
-from gpt_model.costs import cache_bytes
+from gpt_model.costs import cache_bytes, decoding_bytes
 from gpt_model.decoding import FastDecoder, Precision
 from gpt_model.gpt import GPT
 from gpt_model.run_directory import load_tokenizer
@@ -61,12 +61,12 @@ def _measure(size: str, precision: Precision, rounds: int, device: torch.device,
     _check(writers, exact=precision == "float32")
     measured = interleaved(writers, rounds, device)
     baseline = measured.get(THEIRS, measured[PLAIN])
-    config, rows = model.config, []
-    position_bytes = 0 if config.position == "rope" else model.position_embedding.weight.nbytes
-    plain_bytes = sum(weight.nbytes for weight in model.parameters()) - position_bytes
+    config, dtype, held = model.config, DTYPES[precision], PROMPT + NEW // 2  # in the cache, on average
+    rows: list[Row] = []
     for name, seconds in measured.items():
-        weights = decoders[name].weight_bytes if name in decoders else plain_bytes
-        read = weights + cache_bytes(config, 1, PROMPT + NEW // 2, DTYPES[precision])  # the cache's mean size
+        read = decoding_bytes(config, 1, held, dtype)
+        if name in decoders:
+            read = decoders[name].weight_bytes + cache_bytes(config, 1, held, dtype)
         speed = rate(NEW, seconds)
         rows.append(
             {
