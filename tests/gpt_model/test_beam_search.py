@@ -13,8 +13,6 @@ from gpt_model.beam_search import beam_search
 from tests.gpt_model.models import Bigrams, decided
 from utils.files import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @torch.no_grad()
 def score(model: GPT, ids: list[int], new: list[int], length_penalty: float) -> float:

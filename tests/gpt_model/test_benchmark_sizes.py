@@ -17,8 +17,6 @@ from gpt_model.decoding import FastDecoder
 from utils.figures import figure, save_svg
 from utils.files import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CPU = torch.device("cpu")
 RESULTS = Path(__file__).parent.parent.parent / "gpt_model" / "results" / "sizes.json"
 PEAKS = {"flops_per_second": {"float32": 1e11, "bfloat16": 1e11}, "bytes_per_second": 1e10}

@@ -20,8 +20,6 @@ from gpt_model.conversion import LayerReport, describe, to_gqa, to_mla
 from gpt_model.run_directory import load_tokenizer
 from utils.files import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ROOT = Path(__file__).parent.parent.parent
 C, H, L = 48, 6, 2
 D = C // H

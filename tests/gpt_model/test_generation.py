@@ -19,8 +19,6 @@ from tests.gpt_model.models import decided
 from utils.files import InputError
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "mha": {},
     "mha-rope": {"position": "rope"},

@@ -15,8 +15,6 @@ from gpt_model.conversion import to_mla
 from gpt_model.interpretability import ablate_each_head, ablated, attention_maps, logit_lens
 from utils.files import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 B, T, H, L = 3, 20, 4, 2
 KINDS: dict[str, dict[str, Any]] = {
     "mha": {},

@@ -26,8 +26,6 @@ from utils.files import InputError
 from utils.hardware import compiler_works
 from working_with_text_data.minbpe import BasicTokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KINDS: dict[str, dict[str, Any]] = {
     "mha": {},
     "gqa-rope": {"attention": "gqa", "n_kv_groups": 1, "position": "rope"},

@@ -23,8 +23,6 @@ from gpt_model.feed_forward import FeedForward
 from gpt_model.mixture_of_experts import MixtureOfExperts, Routing, imbalance
 from utils.files import InputError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 C = 12
 
 

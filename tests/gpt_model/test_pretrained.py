@@ -20,7 +20,6 @@ from tests.hub import Hub
 from utils.files import InputError
 from working_with_text_data.minbpe import BasicTokenizer, GPT2Tokenizer, RegexTokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 transformers = pytest.importorskip("transformers")
 ROOT = Path(__file__).parent.parent.parent
 WTE, QKV = "transformer.wte.weight", "transformer.h.1.attn.c_attn.weight"

@@ -15,8 +15,6 @@ from tests.gpt_model.test_sampling import probability_of_worse
 from utils.files import InputError
 from working_with_text_data.minbpe import RegexTokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def disturbed(model: GPT, noise: float) -> GPT:
     """A draft that is often of the same opinion."""

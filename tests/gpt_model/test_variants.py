@@ -8,8 +8,6 @@ import torch
 from attention_mechanisms import Mask
 from gpt_model import GPT, GPTConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 CONTEXT, ROWS = 64, 3
 KINDS: dict[str, dict[str, Any]] = {
     "mha": {"attention": "mha"},
