@@ -7,7 +7,7 @@ What is compared runs in turn, round after round, in one process, and is checked
 The tables in the README and the figures are made from the stored results.
 """
 
-import json
+import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -21,11 +21,10 @@ import torch
 from attention_mechanisms.benchmark.decode import DTYPES, N_LAYERS, measure_decoding
 from attention_mechanisms.benchmark.figures import draw_all, tables
 from attention_mechanisms.benchmark.sweep import Sweep, measure_sweep
-from attention_mechanisms.benchmark.timing import Row, machine
+from attention_mechanisms.benchmark.timing import Row, measure_parts
 from attention_mechanisms.benchmark.window import measure_windows
-from utils.files import InputError, write_atomically
+from utils.files import InputError
 from utils.hardware import pick_device
-from utils.peaks import measured_peaks
 
 log = logging.getLogger(__name__)
 
@@ -78,17 +77,13 @@ def main(config: Config) -> None:
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "decode": measure_decode_part, "window": measure_window_part, "sweep": measure_sweep_part,
     }  # fmt: skip
-    wanted = [name for name in parts if config.part in (name, "all")]
+    wanted = {
+        name: functools.partial(measure, config, device)
+        for name, measure in parts.items()
+        if config.part in (name, "all")
+    }
     if wanted:
-        with torch.no_grad():
-            peaks = measured_peaks(device, DTYPES)
-            log.info("peaks: %s", peaks)
-            for name in wanted:
-                result = {"machine": machine(device), "peaks": peaks, "quick": config.quick}
-                result |= parts[name](config, device, peaks)
-                with write_atomically(config.results / f"{name}.json") as file:
-                    file.write(json.dumps(result, indent=1).encode())
-                log.info("%s -> %s", name, config.results / f"{name}.json")
+        measure_parts(wanted, config.results, device, DTYPES, config.quick)
     if not (shown := tables(config.results)):
         raise InputError(f"there are no results in {config.results}")
     print(shown)

@@ -1,16 +1,22 @@
 """How this benchmark measures: contenders in turn, again and again, and only those that give equal outputs."""
 
+import json
+import logging
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from utils.files import write_atomically
 from utils.hardware import describe
-from utils.peaks import Work, seconds
+from utils.peaks import Work, measured_peaks, seconds
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
@@ -83,6 +89,24 @@ def assert_equal(what: str, output: Tensor, reference: Tensor) -> float:
 def dtype_name(dtype: torch.dtype) -> str:
     """As in "float32"."""
     return str(dtype).removeprefix("torch.")
+
+
+def measure_parts(
+    parts: Mapping[str, Callable[[Row], Row]],
+    results: Path,
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    quick: bool,
+) -> None:
+    """Measure the device's peaks, then each part, given these, and store it as results/NAME.json once it is done."""
+    with torch.no_grad():
+        peaks = measured_peaks(device, dtypes)
+        log.info("peaks: %s", peaks)
+        for name, measure in parts.items():
+            result = {"machine": machine(device), "peaks": peaks, "quick": quick, **measure(peaks)}
+            with write_atomically(results / f"{name}.json") as file:
+                file.write(json.dumps(result, indent=1).encode())
+            log.info("%s -> %s", name, results / f"{name}.json")
 
 
 def machine(device: torch.device) -> Row:

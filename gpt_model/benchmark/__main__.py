@@ -6,7 +6,7 @@
 What is compared runs in turn, round after round, in one process, and is checked to give equal outputs first.
 """
 
-import json
+import functools
 import logging
 import sys
 from collections.abc import Callable
@@ -17,14 +17,13 @@ from typing import Literal
 
 import torch
 
-from attention_mechanisms.benchmark.timing import Row, machine
+from attention_mechanisms.benchmark.timing import Row, measure_parts
 from gpt_model.benchmark.decode import measure_quality, measure_writing
 from gpt_model.benchmark.page import draw_all, tables
 from gpt_model.benchmark.sizes import SIZES, measure_sizes
 from gpt_model.config import PRESETS
-from utils.files import InputError, write_atomically
+from utils.files import InputError
 from utils.hardware import pick_device
-from utils.peaks import measured_peaks
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +70,13 @@ def main(config: Config) -> None:
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "writing": _measure_writing, "quality": _measure_quality, "sizes": _measure_sizes,
     }  # fmt: skip
-    wanted = [name for name in parts if config.part in (name, "all")]
+    wanted = {
+        name: functools.partial(measure, config, device)
+        for name, measure in parts.items()
+        if config.part in (name, "all")
+    }
     if wanted:
-        with torch.no_grad():
-            peaks = measured_peaks(device, (torch.float32, torch.bfloat16))
-        log.info("peaks: %s", peaks)
-    for name in wanted:
-        result = {"machine": machine(device), "peaks": peaks, "quick": config.quick}
-        result |= parts[name](config, device, peaks)
-        with write_atomically(config.results / f"{name}.json") as file:
-            file.write(json.dumps(result, indent=1).encode())
-        log.info("%s -> %s", name, config.results / f"{name}.json")
+        measure_parts(wanted, config.results, device, (torch.float32, torch.bfloat16), config.quick)
     if not (shown := tables(config.results)):
         raise InputError(f"there are no results in {config.results}")
     print(shown)

@@ -1,9 +1,11 @@
 """Small models for tests of generation."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from attention_mechanisms import KVCache, LayerCache, Mask
 from gpt_model import GPT, GPTConfig
@@ -21,6 +23,18 @@ def decided(seed: int = 0, **config: Any) -> GPT:
         for name, parameter in model.named_parameters():
             parameter.mul_(3 if "embedding" in name or "norm" in name else 10)
     return model.double().eval()
+
+
+def twins(folder: Path, seed: int, scale: float, **size: int) -> tuple[GPT2LMHeadModel, GPT]:
+    """The same random weights twice, `scale` times as large as at first: transformers' model and ours."""
+    torch.manual_seed(seed)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, **size}
+    theirs = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(scale)
+    theirs.save_pretrained(folder)
+    return theirs, GPT.from_pretrained(folder)
 
 
 class Bigrams:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from gpt_model import GPT
 from gpt_model.beam_search import beam_search
-from tests.gpt_model.models import Bigrams, decided
+from tests.gpt_model.models import Bigrams, decided, twins
 from utils.files import InputError
 
 
@@ -24,26 +24,18 @@ def score(model: GPT, ids: list[int], new: list[int], length_penalty: float) -> 
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, GPT]:
-    """The same random weights twice."""
-    torch.manual_seed(1)
-    size = {"vocab_size": 30, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    theirs = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0)).eval()
-    with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.mul_(3)
-    folder = tmp_path_factory.mktemp("twins")
-    theirs.save_pretrained(folder)
-    return theirs.double(), GPT.from_pretrained(folder).double()
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2LMHeadModel, GPT]:
+    theirs, ours = twins(tmp_path_factory.mktemp("twins"), seed=1, scale=3, vocab_size=30, n_positions=32)
+    return theirs.double(), ours.double()
 
 
 @pytest.mark.parametrize("n_beams", [2, 3, 5])
 @pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("end_token", [None, 4, 17, 21])
 def test_finds_what_transformers_finds(
-    twins: tuple[GPT2LMHeadModel, GPT], n_beams: int, length_penalty: float, end_token: int | None
+    pair: tuple[GPT2LMHeadModel, GPT], n_beams: int, length_penalty: float, end_token: int | None
 ) -> None:
-    theirs, ours = twins
+    theirs, ours = pair
     theirs.generation_config.eos_token_id = end_token
     ids = [3, 1, 4, 1, 5]
     found = theirs.generate(

@@ -10,12 +10,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from attention_mechanisms import KVCache, LayerCache, Mask
 from gpt_model import GPT, GPTConfig, Sampling, TextGenerator
 from gpt_model.generation import StreamedText
-from tests.gpt_model.models import decided
+from tests.gpt_model.models import decided, twins
 from utils.files import InputError
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
 
@@ -134,14 +133,8 @@ class TestTokens:
     )
     def test_greedy_text_is_that_of_transformers(self, tmp_path: Path, knobs: dict[str, Any]) -> None:
         """Also in a batch of ragged prompts, which it fills up on the left, as we do."""
-        torch.manual_seed(0)
-        size = {"vocab_size": 256, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2}
-        theirs = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=0)).eval()
-        with torch.no_grad():
-            for parameter in theirs.parameters():
-                parameter.mul_(4)
-        theirs.save_pretrained(tmp_path)
-        generator = TextGenerator(GPT.from_pretrained(tmp_path), RegexTokenizer())
+        theirs, ours = twins(tmp_path, seed=0, scale=4, vocab_size=256, n_positions=64)
+        generator = TextGenerator(ours, RegexTokenizer())
         prompts = ["abc", "it was a truth", "x"]
         padding = [14 - len(prompt) for prompt in prompts]
         knobs = {"eos_token_id": [0], **knobs}
