@@ -2,9 +2,7 @@
 
 import functools
 import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gpt_model import GPT, GPTConfig, costs
 from gpt_model.devices import find_device
 from pretraining.optimizers import make_optimizers
+from tests.alone import alone
 from utils.files import InputError
 from utils.peaks import peak_memory
 
@@ -244,12 +243,10 @@ PEAK = {"vocab_size": 12_288, "context_length": 256, "d_model": 128, "n_layers":
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_training_step_takes_about_what_the_formula_says(checkpointed: bool, autocast: bool) -> None:
-    """In a process of its own: trainers that ran in this one have it keep what is freed, and nothing would show."""
     config = GPTConfig(**PEAK, checkpoint_activations=checkpointed)
     memory = costs.training_memory(config, 4, 256, autocast=autocast)
     expected = memory.bfloat16_copies + memory.activations + memory.logits
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        assert process.submit(peak_of_a_step, config, autocast).result() == pytest.approx(expected, rel=0.2)
+    assert alone(peak_of_a_step, config, autocast) == pytest.approx(expected, rel=0.2)
 
 
 def peak_of_a_step(config: GPTConfig, autocast: bool) -> int | None:

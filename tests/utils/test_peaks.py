@@ -6,9 +6,11 @@ import time
 import pytest
 import torch
 
+from tests.alone import alone
 from utils import peaks
 
 CPU = torch.device("cpu")
+SIZE = 40_000_000  # bytes of one tensor
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says")
 
 
@@ -28,18 +30,24 @@ def test_peaks_are_not_exceeded_by_other_work() -> None:
 
 @on_linux
 def test_peak_memory_counts_what_is_held_at_once() -> None:
-    size = 40_000_000
+    after_another, at_once = alone(peaks_of_lists)
+    assert after_another == pytest.approx([SIZE, SIZE], rel=0.1)  # what was freed before must not hide anything
+    assert at_once == pytest.approx([2 * SIZE, 2 * SIZE], rel=0.1)
+
+
+def peaks_of_lists() -> tuple[list[int | None], list[int | None]]:
+    """What tensors made one after the other take at most, and two held at once: each measured twice, in turn."""
 
     def one_after_the_other() -> None:
         for _ in range(3):
-            torch.ones(size // 4)
+            torch.ones(SIZE // 4)
 
     def both_at_once() -> list[torch.Tensor]:
-        return [torch.ones(size // 4) for _ in range(2)]
+        return [torch.ones(SIZE // 4) for _ in range(2)]
 
-    for _ in range(2):  # what was freed before must not hide anything
-        assert peaks.peak_memory(one_after_the_other, CPU) == pytest.approx(size, rel=0.1)
-        assert peaks.peak_memory(both_at_once, CPU) == pytest.approx(2 * size, rel=0.1)
+    works = [one_after_the_other, both_at_once] * 2
+    measured = [peaks.peak_memory(work, CPU) for work in works]
+    return measured[::2], measured[1::2]
 
 
 @on_linux
