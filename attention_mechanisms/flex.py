@@ -40,12 +40,20 @@ def obstacle(device: str, head_dim: int, training: bool, dropout: float) -> str 
 
 
 def block_mask(mask: Mask, query_length: int, key_length: int, device: torch.device) -> BlockMask:
-    """The mask as a BlockMask: built once for each mask, shape and device, and kept while among the latest 64."""
+    """The mask as a BlockMask: built once for each mask, shape and device, and kept while among the latest 64.
+
+    A compiled graph makes its own each time: the mask's tensors are unknown to it.
+    """
+
+    def make() -> BlockMask:
+        return create_block_mask(mask.rule(device), mask.batch_size, None, query_length, key_length, device=device)
+
+    if torch.compiler.is_compiling():
+        return make()
     key = (mask, query_length, key_length, device)
     if key not in _block_masks:
         with torch.inference_mode(False):  # a later call may need gradients
-            made = create_block_mask(mask.rule(device), mask.batch_size, None, query_length, key_length, device=device)
-        _block_masks[key] = made
+            _block_masks[key] = make()
         if len(_block_masks) > KEPT:
             _block_masks.popitem(last=False)
     _block_masks.move_to_end(key)
@@ -59,11 +67,15 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: fl
     v_BGSE = v_BGSE.view_as(v_BGSE)  # Dynamo, which traces it even when eager, stumbles over one tensor given twice
     (B, H, T, _), (G, S) = q_BHTD.shape, k_BGSD.shape[1:3]
     blocks = None if mask.hides_nothing(T, S) else block_mask(mask, T, S, q_BHTD.device)
-    kernel = _kernel(q_BHTD.device.type, B * H * T * S)
+    kernel = functools.partial(
+        _kernel(q_BHTD.device.type, B * H * T * S), block_mask=blocks, scale=scale, enable_gqa=H != G
+    )
+    if torch.compiler.is_compiling():
+        return kernel(q_BHTD, k_BGSD, v_BGSE)
     with warnings.catch_warnings():
         # run eagerly it says that it stores the scores: for the few it is given, it may
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-        return kernel(q_BHTD, k_BGSD, v_BGSE, block_mask=blocks, scale=scale, enable_gqa=H != G)
+        return kernel(q_BHTD, k_BGSD, v_BGSE)
 
 
 def _kernel(device: str, n_scores: int) -> Callable[..., Any]:

@@ -263,7 +263,13 @@ class KVCache:
         return sum(layer.nbytes for layer in self.layers)
 
     def mask(self, base: Mask = CAUSAL) -> Mask:
-        """`base` for tokens that are appended next: with their offset."""
+        """`base` for tokens that are appended next: with their offset.
+
+        Raises:
+            ValueError: if a pass through the model was interrupted, and some layers hold its tokens.
+        """
+        if any(layer.lengths != self.lengths for layer in self.layers):
+            raise ValueError("the layers hold different tokens, since a pass was interrupted: reset the cache")
         return self.layers[0].mask(base)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:

@@ -171,11 +171,12 @@ class MultiHeadLatentAttention(nn.Module):
 
     def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
         """An empty cache for this layer, B S (R + D_r) numbers, of its dtype and on its device."""
+        weight = self.out.weight  # looked up once: quantized layers make it anew
         return LayerCache(
             batch_size,
             1,
             max_length,
             (self.latent_dim + self.rope_dim,),
-            dtype=self.out.weight.dtype,
-            device=self.out.weight.device,
+            dtype=weight.dtype,
+            device=weight.device,
         )

@@ -109,11 +109,12 @@ class MultiHeadAttention(nn.Module):
 
     def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
         """An empty cache for this layer, 2 B G S D numbers, of its dtype and on its device."""
+        weight = self.out.weight  # looked up once: quantized layers make it anew
         return LayerCache(
             batch_size,
             self.n_kv_groups,
             max_length,
             (self.head_dim, self.head_dim),
-            dtype=self.out.weight.dtype,
-            device=self.out.weight.device,
+            dtype=weight.dtype,
+            device=weight.device,
         )

@@ -63,12 +63,13 @@ class SlidingWindowAttention(GroupedQueryAttention):
 
     def new_cache(self, batch_size: int, max_length: int) -> RingCache:
         """An empty ring, 2 B G (W + sinks) D numbers however long a row gets, of the layer's dtype and device."""
+        weight = self.out.weight  # looked up once: quantized layers make it anew
         return RingCache(
             batch_size,
             self.n_kv_groups,
             self.window_size,
             self.n_sinks,
             (self.head_dim, self.head_dim),
-            dtype=self.out.weight.dtype,
-            device=self.out.weight.device,
+            dtype=weight.dtype,
+            device=weight.device,
         )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from gpt_model.generation import LanguageModel, check_fits, check_ids, device_of
+from gpt_model.sampling import check_scores
 from utils.files import InputError
 
 
@@ -44,13 +45,10 @@ def beam_search(
         end_token: a text ends with this token, too.
 
     Raises:
-        InputError: for an empty prompt, no beams or tokens, or more tokens than the context holds.
+        InputError: for an empty prompt, a number out of range, more tokens than the context holds, or scores
+            that are no numbers.
     """
-    check_ids(ids, model.config.vocab_size)
-    check_fits(len(ids), max_new_tokens, model.config.context_length)
-    for name, value in (("n_beams", n_beams), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
+    _check(model, ids, n_beams, max_new_tokens, length_penalty, end_token)
     device, V = device_of(model), model.config.vocab_size
     cache = model.new_cache(n_beams, len(ids) + max_new_tokens)
     # the prompt is read once; all rows go on from it, and all but the first are dead until they get a beam
@@ -60,6 +58,7 @@ def beam_search(
     sums_N = torch.tensor([0.0] + [-math.inf] * (n_beams - 1), device=device)
     ended: list[tuple[list[int], float]] = []
     for length in range(1, max_new_tokens + 1):
+        check_scores(logits_B1V)
         wide = torch.promote_types(logits_B1V.dtype, torch.float32)
         sums_NV = sums_N[:, None] + logits_B1V[:, -1].log_softmax(dim=-1, dtype=wide)
         best, places = sums_NV.flatten().topk(min(2 * n_beams, sums_NV.numel()))
@@ -71,9 +70,11 @@ def beam_search(
             ending += going
         ended += [([*texts[row], token], s / length**length_penalty) for s, row, token in ending if s > -math.inf]
         ended = sorted(ended, key=lambda text: text[1], reverse=True)[:n_beams]
+        if length == max_new_tokens or not going:
+            break
         # no more tokens make a sum larger; but with a divisor that grows, a mean may yet rise
         hope = going[0][0] / (max_new_tokens if length_penalty > 0 else length) ** length_penalty
-        if length == max_new_tokens or (len(ended) == n_beams and hope <= ended[-1][1]):
+        if len(ended) == n_beams and hope <= ended[-1][1]:
             break
         sums, rows, tokens = zip(*going, strict=True)
         texts = [[*texts[row], token] for row, token in zip(rows, tokens, strict=True)]
@@ -81,3 +82,23 @@ def beam_search(
         cache.reorder(rows)
         logits_B1V, _ = model(torch.tensor(tokens, device=device)[:, None], mask=None, cache=cache, last_only=True)
     return ended
+
+
+def _check(
+    model: LanguageModel,
+    ids: Sequence[int],
+    n_beams: int,
+    max_new_tokens: int,
+    length_penalty: float,
+    end_token: int | None,
+) -> None:
+    V = model.config.vocab_size
+    check_ids(ids, V)
+    check_fits(len(ids), max_new_tokens, model.config.context_length)
+    for name, value in (("n_beams", n_beams), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    if not -10 <= length_penalty <= 10:
+        raise InputError(f"length_penalty must be from -10 to 10, got {length_penalty}")
+    if end_token is not None and not 0 <= end_token < V:
+        raise InputError(f"end_token must be an id below {V:,}, the vocabulary's size, got {end_token}")

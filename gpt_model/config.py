@@ -75,10 +75,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.d_model % self.n_heads:
-            raise InputError(f"n_heads must divide d_model, got {self.n_heads} heads for width {self.d_model}")
+            if not isinstance(value := getattr(self, name), int) or value < 1:
+                raise InputError(f"{name} must be a whole number from 1 on, got {value!r}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         for name, known in (("kernel", KERNELS), ("attention", ATTENTION), ("position", ("learned", "rope"))):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from safetensors.torch import save
 
+from gpt_model import run_directory
 from gpt_model.conversion import describe, to_gqa, to_mla
 from gpt_model.gpt import GPT
-from gpt_model.run_directory import load_tokenizer
 from utils.files import InputError, write_atomically
-from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
+from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
         raise InputError(f"give one of --n-kv-groups, --latent-dim and --tolerated-error, got {len(given)} of them")
     if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
         raise InputError(f"{config.out} is there already: choose another --out, or delete it")
-    model, tokenizer = _read(config)
+    model, tokenizer = run_directory.load(config.run, config.pretrained)
     if "n_kv_groups" in given:
         converted, report = to_gqa(model, given["n_kv_groups"])
     else:
@@ -66,14 +66,6 @@ def main(config: Config) -> None:
         converted, _ = to_mla(model, converted.config.latent_dim)
     _write(config.out, converted, tokenizer, {"converted_from": str(config.run or config.pretrained), **given})
     log.info("-> %s", config.out)
-
-
-def _read(config: Config) -> tuple[GPT, Tokenizer]:
-    if (config.run is None) == (config.pretrained is None):
-        raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
-    if config.run is not None:
-        return GPT.from_run(config.run), load_tokenizer(config.run)
-    return GPT.from_pretrained(config.pretrained), GPT2Tokenizer()
 
 
 def _write(out: Path, model: GPT, tokenizer: Tokenizer, training: dict[str, object]) -> None:

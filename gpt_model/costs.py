@@ -217,7 +217,8 @@ class TrainingMemory:
     optimizer: int
     """AdamW keeps two numbers for each parameter; Muon one for each in the matrices of the blocks."""
     bfloat16_copies: int
-    """Autocast's bfloat16 copies of the matrices, which live until backward has used them."""
+    """Autocast's bfloat16 copies of the matrices, which live until backward has used them. With checkpointing only
+    the output layer's: the trainer has autocast keep none (cache_enabled=False), and blocks make theirs anew."""
     activations: int
     """What forward leaves behind for backward."""
     logits: int
@@ -233,8 +234,8 @@ def training_memory(
 ) -> TrainingMemory:
     """Of one training step without torch.compile, which needs somewhat less.
 
-    With a vocabulary much larger than the model is wide, as GPT-2's is, the worst moment is when all logits have
-    their gradients.
+    With a vocabulary much larger than the model is wide, as GPT-2's is, and more tokens than that, the worst moment
+    is when all logits have their gradients.
 
     Args:
         config: of the model.

@@ -31,6 +31,7 @@ from utils.files import InputError
 from utils.hardware import compiler_works
 
 Precision = Literal["float32", "bfloat16", "int8"]
+RECORDED = 256  # slots of a cache, on a GPU: a multiple of this
 
 
 @torch.library.custom_op("gpt_model::matvec", mutates_args=())
@@ -96,8 +97,9 @@ class FastDecoder:
     Args:
         model: what to run, where it is.
         precision: of weights and activations; "int8" rounds the weights to eight bits and works in bfloat16.
-        compile: build one program for the whole step first. It takes some tens of seconds for GPT-2 small, once.
-            Without a compiler there is one warning, and steps run as they are.
+        compile: build one program for the whole step first. It takes some tens of seconds for GPT-2 small, once
+            for each batch size. Without a compiler there is one warning, and steps run as they are; so they do,
+            on a CPU, for a mixture of experts: compiled, every token would visit all of them.
 
     Raises:
         InputError: for an unknown precision.
@@ -119,6 +121,8 @@ class FastDecoder:
             quantize_linears(self.model.blocks)
         else:
             _make_quick(self.model.blocks)
+        if model.config.n_experts and self.device.type == "cpu":
+            compile = False
         compile = compile and compiler_works(self.device.type)
         self._step = self._compiled() if compile else self._one_token
         self._recorded = compile and self.device.type == "cuda"
@@ -131,18 +135,25 @@ class FastDecoder:
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """See `GPT.new_cache`."""
-        # on a CPU a slot more than is ever filled: looking at all there are would be another shape to compile for
         max_length = self.config.context_length if max_length is None else max_length
-        cache = self.model.new_cache(batch_size, max_length + 1)
-        if self._recorded:  # a recording reads and writes the same memory each time
+        # a recording is for one size; else a slot more than is filled: all there are would be another shape to compile
+        slots = -(-max_length // RECORDED) * RECORDED if self._recorded else max_length + 1
+        cache = self.model.new_cache(batch_size, slots)
+        if self._recorded:  # and it reads and writes the same memory each time
             for buffer in (buffer for layer in cache.layers for buffer in layer.buffers):
                 torch._dynamo.mark_static_address(buffer)
         return cache
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that each step reads besides the cache: all weights but the table of positions, of which one row."""
+        """Bytes that a step of one row reads besides the cache: all weights but the experts that it does not ask,
+        and the table of positions, of which it reads a row."""
+        resting: set[nn.Module] = set()
+        if self.config.n_experts and not self._recorded:
+            for block in self.model.blocks:
+                resting |= set(block.feed_forward.experts[self.config.n_active_experts :].modules())
         modules = [*self.model.blocks.modules(), *self.model.final_norm.modules(), self.head]
+        modules = [module for module in modules if module not in resting]
         whole = sum(module.nbytes for module in modules if isinstance(module, Int8Linear))
         others = (module for module in modules if not isinstance(module, Int8Linear))
         return whole + sum(x.nbytes for module in others for x in module.parameters(recurse=False))
@@ -159,9 +170,13 @@ class FastDecoder:
         return self._logits(x_BTC[:, -1:] if last_only else x_BTC), None
 
     def _has_room(self, cache: KVCache) -> bool:
-        """Whether a token more leaves the last slot free; if there is no room at all, the model says what is wrong."""
-        length = cache.lengths[0]
-        return length < self.config.context_length and (cache.max_length is None or length + 1 < cache.max_length)
+        """Whether a fast step can follow: there is a token already, and a slot for one more, but for the spare one.
+
+        If there is no room at all, the model says what is wrong.
+        """
+        length, spare = cache.lengths[0], 0 if self._recorded else 1
+        fits = cache.max_length is None or length + spare < cache.max_length
+        return 0 < length < self.config.context_length and fits
 
     def _fast_step(self, ids_B1: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, V) after one token more."""

@@ -32,14 +32,14 @@ class Device:
 GB = 2**30
 # By what is left of a name like "NVIDIA A100-SXM4-80GB" without the maker, spaces and dashes.
 DEVICES = {
-    r"a100(sxm4)?(80gb)?(pcie)?": Device("A100", 80 * GB, 2.0e12, 312e12),
-    r"a100(sxm4|pcie)?40gb": Device("A100 40GB", 40 * GB, 1.555e12, 312e12),
+    r"a100(sxm4?)?(80gb)?(pcie)?": Device("A100", 80 * GB, 2.0e12, 312e12),
+    r"a100(sxm4?|pcie)?40gb": Device("A100 40GB", 40 * GB, 1.555e12, 312e12),
     r"h100(sxm5?)?(80gb(hbm3)?)?": Device("H100", 80 * GB, 3.35e12, 989e12),
     r"h100(80gb)?pcie": Device("H100 PCIe", 80 * GB, 2.0e12, 756e12),
-    r"h200(sxm)?": Device("H200", 141 * GB, 4.8e12, 989e12),
-    r"l40s": Device("L40S", 48 * GB, 864e9, 362e12),
-    r"l40": Device("L40", 48 * GB, 864e9, 181e12),
-    r"rtx4090": Device("RTX 4090", 24 * GB, 1.008e12, 165e12),
+    r"h200(sxm)?(141gb)?": Device("H200", 141 * GB, 4.8e12, 989e12),
+    r"l40s(48gb)?": Device("L40S", 48 * GB, 864e9, 362e12),
+    r"l40(48gb)?": Device("L40", 48 * GB, 864e9, 181e12),
+    r"(rtx)?4090(24gb)?": Device("RTX 4090", 24 * GB, 1.008e12, 165e12),
 }
 
 

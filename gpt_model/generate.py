@@ -8,14 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt_model import run_directory
 from gpt_model.decoding import FastDecoder, Precision
 from gpt_model.generation import TextGenerator
-from gpt_model.gpt import GPT
-from gpt_model.run_directory import load_tokenizer
 from gpt_model.sampling import Sampling
-from utils.files import InputError
 from utils.hardware import pick_device
-from working_with_text_data.minbpe import GPT2Tokenizer
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,14 @@ PRESETS = {"demo": Config(run=Path("runs/demo"), prompt="It is a truth universal
 
 
 def load(task: Task) -> TextGenerator:
-    """The model and the tokenizer that were asked for.
+    """What writes with the model that was asked for.
 
     Raises:
-        InputError: if they cannot be read, or it is not said which.
+        InputError: if it cannot be read, it is not said which, or there is no such device.
     """
-    if task.run is not None and task.pretrained is None:
-        model, tokenizer = GPT.from_run(task.run, task.weights), load_tokenizer(task.run)
-    elif task.pretrained is not None and task.run is None:
-        model, tokenizer = GPT.from_pretrained(task.pretrained), GPT2Tokenizer()
-    else:
-        raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
-    return TextGenerator(FastDecoder(model.to(pick_device(task.device)), task.precision), tokenizer)
+    device = pick_device(task.device)
+    model, tokenizer = run_directory.load(task.run, task.pretrained, task.weights)
+    return TextGenerator(FastDecoder(model.to(device), task.precision), tokenizer)
 
 
 def main(config: Config) -> str:

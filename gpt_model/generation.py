@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attention_mechanisms import KVCache, Mask
 from gpt_model.config import GPTConfig
@@ -51,7 +51,7 @@ def device_of(model: LanguageModel) -> torch.device:
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise an InputError for a prompt without tokens, or with one that is not in the vocabulary."""
-    if not ids:
+    if not len(ids):  # an array has no truth of its own
         raise InputError("the prompt has no tokens: begin with one, such as <|endoftext|>")
     if not 0 <= min(ids) <= max(ids) < vocab_size:
         strange = min(ids) if min(ids) < 0 else max(ids)
@@ -129,7 +129,7 @@ class TextGenerator:
     """Continues prompts.
 
     Raises:
-        InputError: if tokenizer and model do not belong together.
+        InputError: if tokenizer and model do not belong together, or the model is in training mode and has dropout.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
@@ -138,6 +138,8 @@ class TextGenerator:
                 f"the model has {model.config.vocab_size:,} token embeddings but the tokenizer has "
                 f"{tokenizer.vocab_size:,} tokens: they are from different runs"
             )
+        if isinstance(model, nn.Module) and model.training and model.config.dropout:
+            raise InputError("the model is in training mode, in which dropout changes what it says: call model.eval()")
         self.model, self.tokenizer = model, tokenizer
         self.end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
 

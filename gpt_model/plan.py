@@ -47,8 +47,8 @@ class Config:
     size: str = "gpt2-small"
     """Which model: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny."""
     gpu: str = "24GB"
-    """Its name: a100, h100, h200, l40, l40s, rtx4090. Or its memory alone, as in 24GB; then it is taken to be as
-    fast as the GPU among these that is nearest in memory."""
+    """Its name: a100, "a100 40gb", h100, "h100 pcie", h200, l40, l40s, rtx4090. Or its memory alone, as in 24GB; then
+    it is taken to be as fast as the GPU among these that is nearest in memory."""
     context: int = 1024
     """Tokens of a row in training, and of a text that is served."""
     tokens_per_step: int = 524_288
@@ -69,7 +69,7 @@ class Serving:
     cache: int
     """Bytes of one text of the whole context."""
     fits: int
-    """Texts for which there is room beside the weights."""
+    """Texts for which there is room beside the weights: for the cache, and for the scores of the next token."""
     sequences: int
     """Texts that the ceiling is for; 0 if there is no room for them."""
     ceiling: float
@@ -121,11 +121,16 @@ def plan(config: Config) -> Plan:
     device, assumed = _device(config.gpu)
     rows = -(-config.tokens_per_step // config.context)
     micro_batch = _largest_batch(model, config, device, rows)
-    if not micro_batch and (with_less := _largest_batch(lean := _lean(model), config, device, rows)):
+    lean = replace(model, checkpoint_activations=True)
+    if not micro_batch and (with_less := _largest_batch(lean, config, device, rows)):
         model, micro_batch = lean, with_less
         assumptions.append("each block is computed again in the backward pass, so that a row fits")
     flops_per_token = training_flops(model, 1, config.context) / config.context
-    serving = [_serving(name, kind, config, device) for name, kind in variants(model).items()]
+    serving = [
+        _serving(name, kind, config, device)
+        for name, kind in variants(model).items()
+        if kind.attention != "swa" or kind.window_size < config.context  # else the window hides nothing
+    ]
     return Plan(
         model=model,
         device=device,
@@ -157,7 +162,8 @@ def _check(config: Config) -> None:
 def _device(gpu: str) -> tuple[Device, list[str]]:
     """The GPU, and what is assumed about it."""
     known = list(DEVICES.values())
-    if size := re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B", gpu.strip(), re.IGNORECASE):
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B", gpu.strip(), re.IGNORECASE)
+    if size and float(size[1]) > 0:
         memory = float(size[1]) * GB
         nearest = min(known, key=lambda device: (abs(device.memory - memory), device.flops_per_second))
         return replace(nearest, name=gpu, memory=memory), [f"speeds are those of the {nearest.name}"]
@@ -166,10 +172,6 @@ def _device(gpu: str) -> tuple[Device, list[str]]:
     except InputError:
         names = ", ".join(device.name for device in known)
         raise InputError(f"--gpu must be a memory, as in 24GB, or one of {names}; got {gpu!r}") from None
-
-
-def _lean(model: GPTConfig) -> GPTConfig:
-    return replace(model, checkpoint_activations=True)
 
 
 def _largest_batch(model: GPTConfig, config: Config, device: Device, most: int) -> int:
@@ -181,7 +183,8 @@ def _largest_batch(model: GPTConfig, config: Config, device: Device, most: int) 
 
 def _serving(name: str, model: GPTConfig, config: Config, device: Device) -> Serving:
     cache = cache_bytes(model, 1, config.context, SERVED)
-    fits = max(0, int((USABLE * device.memory - weight_bytes(model, SERVED)) // cache))
+    logits = model.padded_vocab_size * SERVED.itemsize
+    fits = max(0, int((USABLE * device.memory - weight_bytes(model, SERVED)) // (cache + logits)))
     sequences = fits if config.sequences is None else config.sequences
     if not 0 < sequences <= fits:
         return Serving(name, cache, fits, sequences=0, ceiling=0.0, bound="")
@@ -214,12 +217,12 @@ def report(config: Config, made: Plan) -> str:
         "",
         *_training_lines(config, made),
         "",
-        f"Serving texts of {config.context:,} tokens:",
+        f"Serving texts of {config.context:,} {'token' if config.context == 1 else 'tokens'}:",
         f"  {'':<14}{'cache of a text':>17}{'texts that fit':>16}{'at once':>10}{'tokens/s at most':>18}  bound by",
     ]
     for one in made.serving:
         line = f"  {one.name:<14}{one.cache / 2**20:>13,.2f} MiB{one.fits:>16,}"
-        ceiling = f"{one.sequences:>10,}{one.ceiling:>18,.0f}  {one.bound}" if one.sequences else f"{'no room':>10}"
+        ceiling = f" {one.sequences:>9,}{one.ceiling:>18,.0f}  {one.bound}" if one.sequences else f" {'no room':>9}"
         lines.append(line + ceiling)
     return "\n".join([*lines, "", *_favoured_lines(made)])
 
@@ -242,13 +245,15 @@ def _training_lines(config: Config, made: Plan) -> list[str]:
     lines += [f"  {name.replace('_', ' '):<16}{_gib(nbytes):>10}" for name, nbytes in memory.items()]
     if not made.micro_batch:
         return [*lines, "That does not fit, not even with each block computed again in the backward pass."]
+    a_step = -(-config.tokens_per_step // config.context)
+    largest = "All rows of a step fit at once" if made.micro_batch == a_step else "The largest that fits"
     tokens = made.micro_batch * made.accumulation * config.context
     hours = (
         f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} a second"
     )
     return [
         *lines,
-        f"The largest that fits; {made.accumulation:,} of them are a step of {tokens:,} tokens.",
+        f"{largest}; {made.accumulation:,} of them are a step of {tokens:,} tokens.",
         f"{hours}.",
     ]
 

@@ -183,15 +183,15 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
 
 
 def _find(name_or_path: str | Path, cache_dir: str | Path | None, revision: str | None) -> Path:
-    folder = Path(name_or_path)
+    folder, name = Path(name_or_path), str(name_or_path)
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"{folder} is a folder: it has no revision {revision!r}, only what is in it")
         return folder
-    if name_or_path not in SIZES:
+    if name not in SIZES:
         names = dict.fromkeys(release.name for release in SIZES.values())
-        raise InputError(f"{str(name_or_path)!r} is neither a folder nor one of {', '.join(names)}")
-    return ModelManager(cache_dir).download_gpt2_model(str(name_or_path), revision=revision)
+        raise InputError(f"{name!r} is neither a folder nor one of {', '.join(names)}")
+    return ModelManager(cache_dir).download_gpt2_model(name, revision=revision)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -214,16 +214,17 @@ def _layout(config: GPTConfig) -> list[Weight]:
 def _weight_files(folder: Path) -> list[Path]:
     for name in WEIGHTS:
         path = folder / name
-        if not path.exists():
+        if not path.is_file():
             continue
         if path.suffix != ".json":
             return [path]
         shards = _read_json(path).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
+        names = shards.values() if isinstance(shards, dict) else ()
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise InputError(f"{path} is damaged: it must say in 'weight_map' which file holds which tensor")
-        files = [folder / str(shard) for shard in sorted(set(shards.values()))]
+        files = [folder / name for name in sorted(set(names))]
         for file in files:
-            if not file.exists():
+            if not file.is_file():
                 raise InputError(f"{path} names the file {file.name}, which is missing")
         return files
     raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
@@ -244,8 +245,11 @@ def _open(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # there is no end to what a damaged pickle can raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{file} cannot be read as weights: {reason}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise InputError(f"{file} must hold tensors by name and nothing else")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        for name, tensor in tensors.items()
+    ):
+        raise InputError(f"{file} must hold dense tensors by name and nothing else")
     return tensors
 
 

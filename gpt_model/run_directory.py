@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
 from utils.files import InputError
-from working_with_text_data.minbpe import Tokenizer
+from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -34,10 +34,15 @@ def read_config(run: Path) -> dict[str, Any]:
         raise InputError(f"{run} is not a run directory: it has no config.json. python -m pretraining.simple makes one")
     try:
         config = json.loads(path.read_bytes())
-        if not isinstance(config["model"], dict) or not isinstance(config["training"], dict):
-            raise ValueError("it must hold the objects 'model' and 'training'")
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is damaged: {error}") from error
+    parts = config if isinstance(config, dict) else {}
+    if "model_type" in parts:
+        raise InputError(
+            f"{run} is a model in the layout of Hugging Face, not a run directory: GPT.from_pretrained reads it"
+        )
+    if not all(isinstance(parts.get(name), dict) for name in ("model", "training")):
+        raise InputError(f"{path} is damaged: it must hold the objects 'model' and 'training'")
     return config
 
 
@@ -51,6 +56,26 @@ def load_tokenizer(run: Path) -> Tokenizer:
     if not path.exists():
         raise InputError(f"{run} has no tokenizer, bpe.json")
     return Tokenizer.load(path)
+
+
+def load(run: Path | None, pretrained: str | None, weights: str = "model.safetensors") -> tuple[GPT, Tokenizer]:
+    """The model and the tokenizer that a command line names: a run, or a GPT-2 for `GPT.from_pretrained`.
+
+    Raises:
+        InputError: if not exactly one of them is named, it cannot be read, or the pretrained one has another
+            vocabulary than GPT-2's, the only one whose tokenizer is here.
+    """
+    if (run is None) == (pretrained is None):
+        raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
+    if run is not None:
+        return GPT.from_run(run, weights), load_tokenizer(run)
+    model, tokenizer = GPT.from_pretrained(pretrained), GPT2Tokenizer()
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"{pretrained} has {model.config.vocab_size:,} tokens, and GPT-2's tokenizer {tokenizer.vocab_size:,}: if "
+            "it was exported from a run, name that by --run"
+        )
+    return model, tokenizer
 
 
 def load_model(run: Path, weights: str = "model.safetensors") -> GPT:
@@ -74,7 +99,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         InputError: if it is missing or damaged.
     """
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"there are no weights {path}")
     try:
         return load_file(path)

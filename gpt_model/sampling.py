@@ -22,6 +22,9 @@ from torch import Tensor
 
 from utils.files import InputError
 
+COLDEST = 1e-6  # a lower temperature would make scores infinite
+LARGEST_BIAS = 1e30  # so would a larger bias
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -58,18 +61,18 @@ class Sampling:
     reads the younger again; error refuses before it starts."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature must not be negative, got {self.temperature}")
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise InputError(f"temperature must be 0, or a number from {COLDEST:g} on, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise InputError(f"top_k must be at least 1, got {self.top_k}")
         for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
             if share is not None and not 0 < share <= 1:
                 raise InputError(f"{name} must be above 0 and at most 1, got {share}")
         if not 0 < self.repetition_penalty < math.inf:
-            raise InputError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+            raise InputError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty}")
         for token, bias in self.logit_bias.items():
-            if not bias < math.inf:
-                raise InputError(f"logit_bias must be a number or -inf, got {bias} for token {token}")
+            if not (bias == -math.inf or abs(bias) < LARGEST_BIAS):
+                raise InputError(f"logit_bias must be below {LARGEST_BIAS:g}, or -inf, got {bias} for token {token}")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
@@ -79,6 +82,8 @@ class Sampling:
             raise InputError(f"stop must be a list of strings, got the string {self.stop!r}")
         if "" in self.stop:
             raise InputError("a stop string must not be empty: it would end every text before it begins")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.overflow not in ("slide", "error"):
             raise InputError(f"overflow must be slide or error, got {self.overflow!r}")
 
@@ -103,17 +108,6 @@ def apply_repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float)
     """
     penalized = torch.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
     return torch.where(seen_BV, penalized, logits_BV)
-
-
-def keep_top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Drop all but the k best scores of (..., V). Fan et al. 2018, https://arxiv.org/abs/1805.04833, section 5.4.
-
-    Exactly k stay, even where several tokens share the k-th score. (transformers keeps all of those.)
-    """
-    if k >= logits_BV.shape[-1]:
-        return logits_BV
-    values, ids = logits_BV.topk(k)
-    return torch.full_like(logits_BV, -math.inf).scatter_(-1, ids, values)
 
 
 def keep_top_p(logits_BV: Tensor, p: float) -> Tensor:
@@ -143,7 +137,9 @@ def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
 def _candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
     """Probabilities (..., K) of the tokens to draw from, and their ids; None if K is V and they stand in order.
 
-    With top_k only K scores go on from here, so that no filter ever sorts the vocabulary.
+    With top_k only K scores go on from here, so that no filter ever sorts the vocabulary: exactly K, even where
+    several tokens share the last of them. (transformers keeps all of those.) Fan et al. 2018,
+    https://arxiv.org/abs/1805.04833, section 5.4.
     """
     ids = None
     if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
@@ -157,8 +153,19 @@ def _candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor |
     return scores_BK.softmax(dim=-1), ids
 
 
+def check_scores(logits_BV: Tensor) -> None:
+    """Raise an InputError for a row of (..., V) whose best score is no number: damaged weights write nonsense."""
+    if not logits_BV.amax(dim=-1).isfinite().all():
+        raise InputError("no token can be chosen: the scores are NaN or infinite, or all tokens are forbidden")
+
+
 def next_token_probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """What `choose` draws from, (..., V): temperature, top-k, top-p, min-p. At temperature 0 one token has it all."""
+    """What `choose` draws from, (..., V): temperature, top-k, top-p, min-p. At temperature 0 one token has it all.
+
+    Raises:
+        InputError: if no token can be chosen; see `check_scores`.
+    """
+    check_scores(logits_BV)
     if sampling.temperature == 0:
         certain = torch.zeros_like(logits_BV, dtype=torch.promote_types(logits_BV.dtype, torch.float32))
         return certain.scatter_(-1, logits_BV.argmax(dim=-1, keepdim=True), 1.0)
@@ -175,7 +182,11 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
         logits_BV: the model's scores.
         sampling: temperature 0 is an argmax and nothing else.
         generators: a source of randomness for each row, on the CPU; see `Sampling.generators`.
+
+    Raises:
+        InputError: if no token can be chosen; see `check_scores`.
     """
+    check_scores(logits_BV)
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
     probabilities_BK, ids_BK = _candidates(logits_BV, sampling)

@@ -66,19 +66,22 @@ def speculate(
             `sampling` asks for what is not known here.
     """
     sampling = sampling or Sampling()
-    check_ids(ids, min(target.config.vocab_size, draft.config.vocab_size))
+    if target.config.vocab_size != draft.config.vocab_size:
+        sizes = f"{target.config.vocab_size:,} and {draft.config.vocab_size:,}"
+        raise InputError(f"target and draft must have the same vocabulary, got {sizes} tokens")
+    check_ids(ids, target.config.vocab_size)
     for model in (target, draft):
         check_fits(len(ids), sampling.max_new_tokens, model.config.context_length)
         if model.config.attention == "swa":
             raise InputError("speculative decoding takes tokens back, which the ring cache of attention=swa cannot")
-    if target.config.vocab_size != draft.config.vocab_size:
-        sizes = f"{target.config.vocab_size:,} and {draft.config.vocab_size:,}"
-        raise InputError(f"target and draft must have the same vocabulary, got {sizes} tokens")
     if n_draft < 1:
         raise InputError(f"n_draft must be at least 1, got {n_draft}")
     for name in ("repetition_penalty", "logit_bias", "min_new_tokens", "stop"):
         if getattr(sampling, name) != getattr(Sampling(), name):
             raise InputError(f"speculative decoding does not know {name}, got {getattr(sampling, name)}")
+    if strange := [token for token in sampling.stop_tokens or () if not 0 <= token < target.config.vocab_size]:
+        size = f"{target.config.vocab_size:,}, the vocabulary's size"
+        raise InputError(f"stop_tokens must be ids below {size}, got {strange[0]}")
     return _rounds(target, draft, list(ids), sampling, n_draft)
 
 

@@ -80,7 +80,10 @@ class Trainer:
         return every is not None and (self.steps % every == 0 or self.steps == self.config.steps)
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+        # Autocast keeps the bfloat16 copies of all matrices until it is left: memory that checkpointing is to save.
+        keep_copies = not self.model.config.checkpoint_activations
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=keep_copies)
 
     def step(self) -> float:
         """Take one optimizer step; return the batch's loss.

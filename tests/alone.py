@@ -1,5 +1,7 @@
-"""A new process for what this one would disturb."""
+"""A new process, for measuring memory."""
 
+import ctypes
+import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,10 +12,16 @@ T = TypeVar("T")
 
 
 def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the function returns when nothing ran before it: it and its arguments must be picklable.
+    """What the function returns in a process of its own: it and its arguments must be picklable.
 
-    Memory is measured like this. Trainers have their process keep what is freed, and those that other tests
-    ran in this one would hide what is taken, or have it taken in another place each time.
+    Trainers have their process keep what is freed, and those that other tests ran in this one would hide what is
+    taken, or have it taken in another place each time. There, what is freed goes back at once.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_hand_back_what_is_freed) as process:
         return process.submit(function, *args, **kwargs).result()
+
+
+def _hand_back_what_is_freed() -> None:
+    if platform.libc_ver()[0] == "glibc":
+        M_MMAP_THRESHOLD = -3  # malloc.h: from this size on, blocks are mapped, and do not leave gaps
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)

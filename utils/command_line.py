@@ -23,7 +23,10 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
     """
     import tyro  # here only: importing a script's module must not need it
 
-    logging.basicConfig(level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(message)s", stream=sys.stderr)
+    level = os.environ.get("LOG_LEVEL", "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        sys.exit(f"error: LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     presets = presets or {}
     arguments = sys.argv[1:]
     description = inspect.cleandoc(config_class.__doc__ or "")

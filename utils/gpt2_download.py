@@ -135,9 +135,11 @@ def _find_release(size: str) -> Release:
 def _recorded(folder: Path) -> dict[str, dict[str, int | str]]:
     """What is known of the completed files. A record that cannot be read is as good as none."""
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
+    files = record if isinstance(record, dict) else {}
+    return {name: entry for name, entry in files.items() if isinstance(entry, dict) and "bytes" in entry}
 
 
 def _record(folder: Path, name: str, sha256: str) -> None:

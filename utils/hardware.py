@@ -15,16 +15,25 @@ from typing import Any
 
 import torch
 
+from utils.files import InputError
+
 log = logging.getLogger(__name__)
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" is a GPU if there is one."""
-    if name != "auto":
-        return torch.device(name)
+    """The device called `name`: cpu, cuda, cuda:1, mps; "auto" is a GPU if there is one.
+
+    Raises:
+        InputError: if there is no such device here.
+    """
+    here = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        here = ["cuda", *here, *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name == "auto":
+        return torch.device(next(device for device in ("cuda", "mps", "cpu") if device in here))
+    if name not in here:
+        raise InputError(f"device must be auto or one of this machine's, {', '.join(here)}; got {name!r}")
+    return torch.device(name)
 
 
 def bfloat16_pays(device: torch.device) -> bool:

@@ -52,7 +52,13 @@ class NoConnectionError(DownloadError):
 def endpoint() -> str:
     """The address of the Hub: HF_ENDPOINT, or the public one."""
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if not re.fullmatch(r"https?://[^/\s]\S*", url):
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", url)
+        parts.hostname and parts.hostname.encode("idna")
+    except ValueError:  # of the port, of brackets, of a name that cannot be one
+        right = False
+    if not right:
         raise InputError(f"HF_ENDPOINT must be an address such as https://huggingface.co, got {url!r}")
     return url.rstrip("/")
 
@@ -77,6 +83,8 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
         DownloadError: if it refuses, keeps failing or has another file, or if the disk is full.
     """
     require_online()
+    if target.is_dir():
+        raise DownloadError(f"{target} is a folder, where a file should come: remove it, or choose another cache")
     target.parent.mkdir(parents=True, exist_ok=True)
     url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}"
     return _Download(url, f"{endpoint()}/{repo}", target, checksum).run()
@@ -109,8 +117,10 @@ class _Download:
         while True:
             try:
                 return self.attempt()
-            except DownloadError:
+            except (DownloadError, InputError):
                 raise
+            except (ValueError, http.client.InvalidURL) as error:  # a header, or the address we were sent to
+                raise DownloadError(f"{self.url}: the server's answer makes no sense: {error}") from error
             except (OSError, http.client.HTTPException) as error:
                 self.raise_if_hopeless(error, reached)
                 reached = True
@@ -142,6 +152,8 @@ class _Download:
             return self.attempt_anew()  # the part is longer than the file, so it is of another version
         with response:
             headers = response.headers
+            if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                raise DownloadError(f"{self.url}: {response.status} {response.reason}, which brings no file")
             served = _strong_etag(headers["ETag"])
             if start and response.status == HTTPStatus.PARTIAL_CONTENT:
                 begin, size = _content_range(headers["Content-Range"])
@@ -233,7 +245,7 @@ class _Download:
         if isinstance(error, URLError) and not reached and not isinstance(error.reason, ConnectionResetError):
             untrusted = isinstance(error.reason, ssl.SSLCertVerificationError)
             advice = "; SSL_CERT_FILE may name the certificates to trust" if untrusted else ""
-            where = urlsplit(error.filename).netloc
+            where = urlsplit(error.filename).netloc.rpartition("@")[2]  # without a password
             raise NoConnectionError(f"cannot reach {where}: {_reason(error)}{advice}") from error
 
     def advice(self, status: int) -> str:
@@ -291,7 +303,7 @@ def _content_range(header: str | None) -> tuple[int, int]:
 def _retry_after(error: Exception) -> float:
     """The seconds a busy server asks us to wait."""
     header = error.headers["Retry-After"] if isinstance(error, HTTPError) else None
-    return float(header) if header and header.isdigit() else 0.0
+    return float(header) if header and header.isdecimal() else 0.0
 
 
 def _is_sha256(text: str) -> bool:

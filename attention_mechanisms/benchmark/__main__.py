@@ -29,6 +29,7 @@ from utils.hardware import pick_device
 log = logging.getLogger(__name__)
 
 CHAPTER = Path(__file__).parent.parent
+QUICK = Path("runs/quick") / CHAPTER.name
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,10 @@ class Config:
     budget: float | None = None
     """Seconds that one call of the sweep may take, ten times as many for the rows that the tables show. What must
     take longer is left out, and counted. By default 0.15 on a CPU, 0.02 if quick, 1 on a GPU."""
-    results: Path = CHAPTER / "results"
-    """Where the measurements are stored."""
-    figures: Path = CHAPTER / "figures"
-    """Where the figures are stored."""
+    results: Path | None = None
+    """Where the measurements are stored; by default the chapter's results/, if quick in runs/quick/."""
+    figures: Path | None = None
+    """Where the figures are stored; by default the chapter's figures/, if quick in runs/quick/."""
 
 
 def main(config: Config) -> None:
@@ -74,6 +75,8 @@ def main(config: Config) -> None:
     """
     _check(config)
     device = pick_device(config.device)
+    place = QUICK if config.quick else CHAPTER
+    results, figures = config.results or place / "results", config.figures or place / "figures"
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "decode": measure_decode_part, "window": measure_window_part, "sweep": measure_sweep_part,
     }  # fmt: skip
@@ -83,12 +86,12 @@ def main(config: Config) -> None:
         if config.part in (name, "all")
     }
     if wanted:
-        measure_parts(wanted, config.results, device, DTYPES, config.quick)
-    if not (shown := tables(config.results)):
-        raise InputError(f"there are no results in {config.results}")
+        measure_parts(wanted, results, device, DTYPES, config.quick)
+    if not (shown := tables(results)):
+        raise InputError(f"there are no results in {results}")
     print(shown)
     try:
-        draw_all(config.results, config.figures)
+        draw_all(results, figures)
     except ModuleNotFoundError as error:
         log.warning("%s is not installed, so there are no figures", error.name)
 
@@ -128,7 +131,7 @@ def measure_sweep_part(config: Config, device: torch.device, peaks: Row) -> Row:
 def _check(config: Config) -> None:
     if config.rounds is not None and config.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {config.rounds}")
-    if config.budget is not None and config.budget <= 0:
+    if config.budget is not None and not config.budget > 0:
         raise InputError(f"--budget must be more than 0, got {config.budget}")
     for name in ("contexts", "lengths", "batches"):
         if min(getattr(config, name), default=1) < 1:

@@ -1,28 +1,17 @@
 """Tables and figures of this benchmark, from its stored results alone."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attention_mechanisms.benchmark.timing import Row, read_results
 from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, RED, figure, save_svg
 
-Row = dict[str, Any]
-PARTS = ("decode", "window", "sweep")
 KERNEL_COLORS = {"manual": ORANGE, "sdpa": BLUE, "flex": GREEN}
 DECODE_COLORS = {"transformers": INK, "MHA": BLUE, "GQA": GREEN, "MLA": PURPLE, "SWA": ORANGE}
 WORDS = {"", "attention", "reach, kernel", "kernel", "layer", "pass", "first without room"}
 SHOWN_LENGTHS = (512, 2048, 8192, 32_768)  # of layers; kernels are shown at every length
-
-
-def load(results: Path) -> dict[str, Row]:
-    """The parts that have been measured."""
-    return {
-        part: json.loads((results / f"{part}.json").read_bytes())
-        for part in PARTS
-        if (results / f"{part}.json").exists()
-    }
 
 
 # -- tables ------------------------------------------------------------------------------------------------
@@ -31,7 +20,7 @@ def load(results: Path) -> dict[str, Row]:
 def tables(results: Path) -> str:
     """All tables, in Markdown, each with the machine it was measured on."""
     made = {"decode": decode_table, "window": window_table, "sweep": sweep_tables}
-    return "\n\n".join(made[part](result) for part, result in load(results).items())
+    return "\n\n".join(made[part](result) for part, result in read_results(results, made).items())
 
 
 def decode_table(result: Row) -> str:
@@ -219,7 +208,7 @@ def draw_all(results: Path, figures: Path) -> None:
     plots: dict[str, tuple[Callable[[Any, Row], None], float]] = {
         "decode": (plot_decode, 4.2), "window": (plot_window, 3.6), "sweep": (plot_sweep, 3.6),
     }  # fmt: skip
-    for part, result in load(results).items():
+    for part, result in read_results(results, plots).items():
         plot, height = plots[part]
         with figure(2, figsize=(10, height), layout="constrained") as (drawing, axes):
             plot(axes, result)

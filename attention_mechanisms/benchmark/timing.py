@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.files import write_atomically
+from utils.files import InputError, write_atomically
 from utils.hardware import describe
 from utils.peaks import Work, measured_peaks, seconds
 
@@ -80,7 +80,8 @@ def assert_equal(what: str, output: Tensor, reference: Tensor) -> float:
     Raises:
         RuntimeError: if it is more than rounding explains: what gives other outputs is not worth timing.
     """
-    error = ((output.float() - reference.float()).norm() / reference.float().norm()).item()
+    difference, norm = (output.float() - reference.float()).norm(), reference.float().norm()
+    error = (difference / norm).item() if difference or norm else 0.0  # all zeros are equal, too
     if not error < TOLERANCE[output.dtype]:
         raise RuntimeError(f"{what}: the outputs differ by {error:.1e} of their norm")
     return error
@@ -99,6 +100,7 @@ def measure_parts(
     quick: bool,
 ) -> None:
     """Measure the device's peaks, then each part, given these, and store it as results/NAME.json once it is done."""
+    results.mkdir(parents=True, exist_ok=True)  # should that fail, then before anything is measured
     with torch.no_grad():
         peaks = measured_peaks(device, dtypes)
         log.info("peaks: %s", peaks)
@@ -107,6 +109,22 @@ def measure_parts(
             with write_atomically(results / f"{name}.json") as file:
                 file.write(json.dumps(result, indent=1).encode())
             log.info("%s -> %s", name, results / f"{name}.json")
+
+
+def read_results(results: Path, parts: Iterable[str]) -> dict[str, Row]:
+    """Those of the parts that have been measured and have something to show.
+
+    Raises:
+        InputError: if a file is damaged.
+    """
+    found = {}
+    for part in parts:
+        if (path := results / f"{part}.json").exists():
+            try:
+                found[part] = json.loads(path.read_bytes())
+            except ValueError as error:
+                raise InputError(f"{path} is damaged: {error}") from error
+    return {part: result for part, result in found.items() if result.get("rows", True)}
 
 
 def machine(device: torch.device) -> Row:

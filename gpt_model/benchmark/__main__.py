@@ -9,7 +9,7 @@ What is compared runs in turn, round after round, in one process, and is checked
 import functools
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,16 +18,18 @@ from typing import Literal
 import torch
 
 from attention_mechanisms.benchmark.timing import Row, measure_parts
-from gpt_model.benchmark.decode import measure_quality, measure_writing
+from gpt_model.benchmark.decode import NEW, PROMPT, measure_quality, measure_writing
 from gpt_model.benchmark.page import draw_all, tables
-from gpt_model.benchmark.sizes import SIZES, measure_sizes
-from gpt_model.config import PRESETS
+from gpt_model.benchmark.sizes import SIZES, check_sizes, measure_sizes
+from gpt_model.config import PRESETS, GPTConfig
+from gpt_model.run_directory import load_tokenizer, read_config
 from utils.files import InputError
 from utils.hardware import pick_device
 
 log = logging.getLogger(__name__)
 
 CHAPTER = Path(__file__).parent.parent
+QUICK = Path("runs/quick") / CHAPTER.name
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class Config:
     """Tokens of the text, in the part on sizes."""
     run: Path = Path("runs/demo")
     """A trained model, for the quality; `make demo` makes this one."""
-    results: Path = CHAPTER / "results"
-    """Where the measurements are stored."""
-    figures: Path = CHAPTER / "figures"
-    """Where the figures are stored."""
+    results: Path | None = None
+    """Where the measurements are stored; by default the chapter's results/, if quick in runs/quick/."""
+    figures: Path | None = None
+    """Where the figures are stored; by default the chapter's figures/, if quick in runs/quick/."""
 
 
 def main(config: Config) -> None:
@@ -65,23 +67,28 @@ def main(config: Config) -> None:
     Raises:
         InputError: if a number is out of range, the run is missing, or there is nothing to show.
     """
-    _check(config)
-    device = pick_device(config.device)
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "writing": _measure_writing, "quality": _measure_quality, "sizes": _measure_sizes,
     }  # fmt: skip
+    if config.part == "all" and config.quick and not config.run.exists():
+        log.warning("there is no %s, so the quality is left out; make demo makes runs/demo", config.run)
+        del parts["quality"]
+    device = pick_device(config.device)
     wanted = {
         name: functools.partial(measure, config, device)
         for name, measure in parts.items()
         if config.part in (name, "all")
     }
+    _check(config, wanted)
+    place = QUICK if config.quick else CHAPTER
+    results, figures = config.results or place / "results", config.figures or place / "figures"
     if wanted:
-        measure_parts(wanted, config.results, device, (torch.float32, torch.bfloat16), config.quick)
-    if not (shown := tables(config.results)):
-        raise InputError(f"there are no results in {config.results}")
+        measure_parts(wanted, results, device, (torch.float32, torch.bfloat16), config.quick)
+    if not (shown := tables(results)):
+        raise InputError(f"there are no results in {results}")
     print(shown)
     try:
-        draw_all(config.results, config.figures)
+        draw_all(results, figures)
     except ModuleNotFoundError as error:
         log.warning("%s is not installed, so there are no figures", error.name)
 
@@ -96,19 +103,29 @@ def _measure_quality(config: Config, device: torch.device, peaks: Row) -> Row:
 
 
 def _measure_sizes(config: Config, device: torch.device, peaks: Row) -> Row:
-    sizes, new = config.sizes or (("gpt2-small",) if config.quick else SIZES), 4 if config.quick else 16
+    sizes, new = _sizes(config)
     rounds = config.rounds or (1 if config.quick else 3)
     return measure_sizes(sizes, (torch.bfloat16,), config.context, new, rounds, device, peaks, fast=True)
 
 
-def _check(config: Config) -> None:
+def _sizes(config: Config) -> tuple[tuple[str, ...], int]:
+    """Which sizes, and how many tokens each writes."""
+    return config.sizes or (("gpt2-small",) if config.quick else SIZES), 4 if config.quick else 16
+
+
+def _check(config: Config, wanted: Collection[str]) -> None:
     if config.rounds is not None and config.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {config.rounds}")
     for size in config.sizes:
         if size not in PRESETS:
             raise InputError(f"--sizes must be among {', '.join(PRESETS)}, got {size!r}")
-    if config.part in ("all", "quality") and not (config.run / "config.json").exists():
-        raise InputError(f"--run {config.run} is not a run directory; make demo makes runs/demo")
+        if "writing" in wanted and GPTConfig.preset(size).context_length < PROMPT + NEW:
+            raise InputError(f"--sizes must read {PROMPT + NEW} tokens to be measured at writing, {size} does not")
+    if "sizes" in wanted:
+        check_sizes(_sizes(config)[0], config.context, _sizes(config)[1])
+    if "quality" in wanted:
+        read_config(config.run)
+        load_tokenizer(config.run)
 
 
 if __name__ == "__main__":

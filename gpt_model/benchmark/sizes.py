@@ -89,10 +89,7 @@ def measure_sizes(
     Raises:
         InputError: if a size is not known, or its context is too short.
     """
-    for size in sizes:
-        most = GPTConfig.preset(size).context_length
-        if not 1 <= new_tokens < context <= most:
-            raise InputError(f"{size} reads up to {most:,} tokens: {new_tokens} of {context:,} cannot be written")
+    check_sizes(sizes, context, new_tokens)
     rows: list[Row] = []
     notes: list[str] = []
     for dtype in dtypes:
@@ -112,6 +109,14 @@ def measure_sizes(
             rows += _measure(size, kinds, writers, dtype, rounds, device, peaks)
     shape = {"batch": 1, "context": context, "new_tokens": new_tokens, "fast": fast}
     return {**shape, "notes": notes, "rows": rows}
+
+
+def check_sizes(sizes: Sequence[str], context: int, new_tokens: int) -> None:
+    """Raise an InputError for a size that is not known, or cannot read `context` tokens and write the last of them."""
+    for size in sizes:
+        most = GPTConfig.preset(size).context_length
+        if not 1 <= new_tokens < context <= most:
+            raise InputError(f"{size} reads up to {most:,} tokens: {new_tokens} of {context:,} cannot be written")
 
 
 def random_models(kinds: Mapping[str, GPTConfig], dtype: torch.dtype, device: torch.device) -> dict[str, GPT]:

@@ -19,6 +19,8 @@ from torch import Tensor
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
+AT_ONCE = 2**25  # numbers that go through as one batch: with more, temporary memory grows and time does not shrink
+
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly, of a stack (N, rows, columns), by Newton-Schulz iteration.
@@ -76,15 +78,18 @@ class Muon(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
-            for weights in by_shape.values():  # matrices of one shape go through as one batch
-                updates = orthogonalize(
-                    torch.stack([self._momentum(w, group["momentum"]) for w in weights]), self.dtype
-                )
-                rows, columns = weights[0].shape
-                size = group["lr"] * max(1, rows / columns) ** 0.5
-                for weight, update in zip(weights, updates, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.sub_(update, alpha=size)
+            for (rows, columns), alike in by_shape.items():
+                count = max(1, AT_ONCE // (rows * columns))
+                for start in range(0, len(alike), count):
+                    self._update(alike[start : start + count], **group)
+
+    def _update(self, weights: list[Tensor], *, lr: float, momentum: float, weight_decay: float, **_: object) -> None:
+        """Matrices of one shape go through as one batch."""
+        updates = orthogonalize(torch.stack([self._momentum(weight, momentum) for weight in weights]), self.dtype)
+        rows, columns = weights[0].shape
+        for weight, update in zip(weights, updates, strict=True):
+            weight.mul_(1 - lr * weight_decay)
+            weight.sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
 
     def _momentum(self, weight: Tensor, beta: float) -> Tensor:
         """Fold the gradient into its running mean; return the mean as it will be one step on (Nesterov)."""

@@ -136,6 +136,16 @@ def test_no_block_mask_where_nothing_is_hidden(built: list[tuple[Any, ...]]) -> 
     assert not built
 
 
+@pytest.mark.parametrize("mask", [Mask(), Mask(document_ids=torch.arange(300) // 70)], ids=["causal", "documents"])
+def test_inside_a_compiled_model_it_is_part_of_the_graph(mask: Mask) -> None:
+    torch._dynamo.reset()
+    layer = MultiHeadAttention(32, 4, kernel="flex").eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="eager")
+    x_BTC = torch.randn(1, 300, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x_BTC, mask=mask), layer(x_BTC, mask=mask), rtol=0, atol=1e-5)
+
+
 def test_only_the_latest_block_masks_are_kept(monkeypatch: pytest.MonkeyPatch, built: list[tuple[Any, ...]]) -> None:
     monkeypatch.setattr(flex, "KEPT", 2)
     device = torch.device("cpu")

@@ -186,6 +186,15 @@ def test_a_models_cache_is_that_of_its_layers() -> None:
     assert all(layer.lengths == [0, 0] for layer in cache.layers)
 
 
+def test_an_interrupted_pass_is_noticed() -> None:
+    cache = new_cache(2, 2, 1, 6, 4)
+    cache.layers[0].append(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 4))
+    with pytest.raises(ValueError, match="a pass was interrupted: reset the cache"):
+        cache.mask()
+    cache.reset()
+    assert cache.mask() == Mask()
+
+
 def test_beams_go_on_from_the_rows_they_are_told() -> None:
     torch.manual_seed(0)
     layer, x_BTC, more_BTC = MultiHeadAttention(16, 2), torch.randn(3, 5, 16), torch.randn(3, 2, 16)

@@ -81,7 +81,10 @@ def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
         ({"rounds": 0}, "--rounds must be at least 1, got 0"),
         ({"sizes": ("gpt3",)}, "--sizes must be among gpt2-small, .*, got 'gpt3'"),
         ({"part": "figures"}, "there are no results in "),
-        ({"part": "quality", "run": Path("nowhere")}, "--run nowhere is not a run directory"),
+        ({"part": "quality", "run": Path("nowhere")}, "nowhere is not a run directory"),
+        ({"sizes": ("tiny",)}, "--sizes must read 96 tokens to be measured at writing, tiny does not"),
+        ({"part": "sizes", "context": 4}, "demo reads up to 128 tokens: 4 of 4 cannot be written"),
+        ({"device": "gpu"}, "device must be auto or one of this machine's, .*; got 'gpu'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(
@@ -90,3 +93,31 @@ def test_bad_input_is_refused_before_anything_is_measured(
     with pytest.raises(InputError, match=message):
         main(dataclasses.replace(QUICK, results=tmp_path, figures=tmp_path, **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_where_results_cannot_be_stored_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_measure", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        main(dataclasses.replace(QUICK, results=tmp_path / "file", figures=tmp_path))
+
+
+def test_a_quick_look_leaves_the_committed_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(decode, "_measure", lambda *_: [])
+    with pytest.raises(InputError, match="there are no results in runs/quick/gpt_model/results"):
+        main(QUICK)  # no rows are nothing to show
+    assert json.loads(Path("runs/quick/gpt_model/results/writing.json").read_bytes())["quick"]
+
+
+def test_damaged_results_are_named(tmp_path: Path) -> None:
+    (tmp_path / "writing.json").write_text("{")
+    with pytest.raises(InputError, match=r"writing\.json is damaged"):
+        main(dataclasses.replace(QUICK, part="figures", results=tmp_path, figures=tmp_path))
+
+
+def test_without_transformers_nothing_is_compared_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "_their_writer", lambda *_: {})
+    main(dataclasses.replace(QUICK, results=tmp_path, figures=tmp_path))
+    stored = json.loads((tmp_path / "writing.json").read_bytes())
+    assert [row["times_transformers"] for row in stored["rows"]] == [None] * 5

@@ -236,17 +236,19 @@ def test_activations_are_what_autograd_keeps(kind: str, kernel: str, autocast: b
         assert costs.training_memory(config, 3, 256, autocast=autocast).bfloat16_copies == half
 
 
-PEAK = {"vocab_size": 12_288, "context_length": 256, "d_model": 128, "n_layers": 8, "n_heads": 4, "kernel": "sdpa"}
+WIDE = {"vocab_size": 12_288, "context_length": 256, "d_model": 128, "n_layers": 8, "n_heads": 4, "kernel": "sdpa"}
+# with so many matrices that keeping their copies would show
+DEEP = {**WIDE, "vocab_size": 8192, "d_model": 256, "n_layers": 32, "checkpoint_activations": True}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how much memory a process has had at most")
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_training_step_takes_about_what_the_formula_says(checkpointed: bool, autocast: bool) -> None:
-    config = GPTConfig(**PEAK, checkpoint_activations=checkpointed)
+@pytest.mark.parametrize("shape", [WIDE, DEEP], ids=["wide", "deep-checkpointed"])
+def test_a_training_step_takes_about_what_the_formula_says(shape: dict[str, Any], autocast: bool) -> None:
+    config = GPTConfig(**shape)
     memory = costs.training_memory(config, 4, 256, autocast=autocast)
     expected = memory.bfloat16_copies + memory.activations + memory.logits
-    assert alone(peak_of_a_step, config, autocast) == pytest.approx(expected, rel=0.2)
+    assert alone(peak_of_a_step, config, autocast) == pytest.approx(expected, rel=0.1)
 
 
 def peak_of_a_step(config: GPTConfig, autocast: bool) -> int | None:
@@ -255,7 +257,8 @@ def peak_of_a_step(config: GPTConfig, autocast: bool) -> int | None:
     model, new = GPT(config), ids(config, 4, 256)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        copies = {"enabled": autocast, "cache_enabled": not config.checkpoint_activations}  # as the trainer has it
+        with torch.autocast("cpu", torch.bfloat16, **copies):
             _logits, loss = model(new, new)
         loss.backward()
 

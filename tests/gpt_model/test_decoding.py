@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +33,9 @@ TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 4e-2}
 LENGTH = 48
 
 
-def make(name: str) -> GPT:
+def make(name: str, **changes: Any) -> GPT:
     torch.manual_seed(0)
-    return GPT(GPTConfig.preset("tiny", n_heads=4, **VARIANTS[name])).eval()
+    return GPT(GPTConfig.preset("tiny", n_heads=4, **VARIANTS[name], **changes)).eval()
 
 
 def step_by_step(decoder: FastDecoder, ids_BT: Tensor, prompt: int = 5) -> Tensor:
@@ -66,6 +67,24 @@ def test_a_step_for_recording_looks_at_the_whole_cache_and_gives_the_same(name: 
     torch.testing.assert_close(step_by_step(decoder, ids_BT), model(ids_BT)[0], rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(("name", "recorded"), [("mha", True), ("swa-sinks", True), ("swa-sinks", False)])
+def test_a_compiled_step_makes_its_block_masks_anew(name: str, recorded: bool) -> None:
+    """Kept by the identity of a tensor that the compiler never sees, the first one would be used for ever."""
+    torch._dynamo.reset()
+    model = make(name, kernel="flex")
+    decoder = FastDecoder(model, "float32")
+    decoder._recorded = recorded
+    decoder._step = torch.compile(decoder._one_token, backend="eager", dynamic=not recorded)
+    ids_BT = torch.randint(500, (1, 24))
+    torch.testing.assert_close(step_by_step(decoder, ids_BT), model(ids_BT)[0], rtol=0, atol=2e-6)
+
+
+def test_a_recording_serves_caches_of_nearly_the_same_length() -> None:
+    decoder = FastDecoder(make("mha", context_length=1024), "float32")
+    decoder._recorded = True
+    assert [decoder.new_cache(1, length).max_length for length in (20, 255, 256, 1024)] == [256, 256, 256, 1024]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), [("mha", "int8"), ("mla-rope", "float32"), ("swa-sinks", "bfloat16")])
 def test_compiled_once_for_every_length(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +94,9 @@ def test_compiled_once_for_every_length(name: str, precision: str, monkeypatch: 
     torch._dynamo.utils.counters.clear()
     model = make(name)
     plain, compiled = FastDecoder(model, precision), FastDecoder(model, precision, compile=True)
-    for length in (LENGTH, LENGTH - 9):
+    for length, prompt in ((LENGTH, 1), (LENGTH - 9, 5)):
         ids_BT = torch.randint(500, (1, length))
-        logits_BTV, expected_BTV = step_by_step(compiled, ids_BT), step_by_step(plain, ids_BT)
+        logits_BTV, expected_BTV = (step_by_step(decoder, ids_BT, prompt) for decoder in (compiled, plain))
         tolerance = 2e-6 if precision == "float32" else TOLERANCE[precision]
         torch.testing.assert_close(logits_BTV, expected_BTV, rtol=0, atol=tolerance)
     counters = torch._dynamo.utils.counters
@@ -122,6 +141,14 @@ def test_weight_bytes_are_those_of_all_weights_but_the_positions(precision: str,
     model = make("mha")
     positions = model.position_embedding.weight.numel()
     assert FastDecoder(model, precision).weight_bytes == size * (model.n_parameters - positions)
+
+
+def test_experts_at_rest_are_not_read() -> None:
+    model = make("experts")
+    positions = model.position_embedding.weight.numel()
+    decoder = FastDecoder(model, "float32", compile=True)
+    assert decoder.weight_bytes == 4 * (model.n_active_parameters - positions)
+    assert decoder._step == decoder._one_token  # compiled, they would all be asked
 
 
 def test_int8_takes_a_byte_for_each_matrix_element() -> None:

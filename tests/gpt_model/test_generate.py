@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gpt_model import GPT, generate
+from gpt_model import GPT, convert, generate
 from gpt_model.run_directory import load_tokenizer
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer
@@ -47,6 +47,20 @@ def test_a_folder_of_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     config = generate.Config(pretrained=str(tmp_path), prompt="Anne was", max_new_tokens=9, temperature=0, device="cpu")
     assert generate.main(config) == GPT2Tokenizer().decode(written[0, ids.shape[1] :].tolist())
+
+
+def test_a_folder_with_another_vocabulary_needs_its_run(finished_run: Path, tmp_path: Path) -> None:
+    """Whatever is made with GPT-2's tokenizer of it, nothing could read."""
+    model = GPT.from_run(finished_run)
+    model.export_to_hf(tmp_path / "theirs", load_tokenizer(finished_run))
+    message = "has 512 tokens, and GPT-2's tokenizer 50,257: .* name that by --run"
+    with pytest.raises(InputError, match=message):
+        generate.main(generate.Config(pretrained=str(tmp_path / "theirs")))
+    with pytest.raises(InputError, match=message):
+        convert.main(convert.Config(pretrained=str(tmp_path / "theirs"), latent_dim=8, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="is a model in the layout of Hugging Face, not a run directory"):
+        generate.main(generate.Config(run=tmp_path / "theirs"))
 
 
 def test_one_model_must_be_named() -> None:

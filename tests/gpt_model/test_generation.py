@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -346,7 +347,7 @@ class TestOverflow:
 
 class TestRequests:
     def test_impossible_ones_are_named_at_once(self, generator: TextGenerator) -> None:
-        with pytest.raises(InputError, match="temperature must not be negative, got -1"):
+        with pytest.raises(InputError, match="temperature must be 0, or a number from 1e-06 on, got -1"):
             generator.stream("x", temperature=-1)
         with pytest.raises(InputError, match="stop_tokens must be ids below 271"):
             generator.stream("x", stop_tokens=[271])
@@ -354,6 +355,7 @@ class TestRequests:
             generator.tokens([1, 300])
         with pytest.raises(InputError, match="the prompt has no tokens"):
             generator.tokens([])
+        assert len(list(generator.tokens(np.array([1, 2]), max_new_tokens=3, stop_tokens=()))) == 3
         with pytest.raises(TypeError, match="top_q"):
             generator.stream("x", top_q=3)
 
@@ -365,6 +367,12 @@ class TestRequests:
     def test_model_and_tokenizer_must_belong_together(self, generator: TextGenerator) -> None:
         with pytest.raises(InputError, match="has 256 token embeddings but the tokenizer has 271 tokens"):
             TextGenerator(GPT(GPTConfig.preset("tiny", vocab_size=256)), generator.tokenizer)
+
+    def test_a_model_that_drops_what_it_knows_is_refused(self, generator: TextGenerator) -> None:
+        model = GPT(GPTConfig.preset("tiny", vocab_size=271, dropout=0.1))
+        with pytest.raises(InputError, match=r"in training mode, .* call model.eval\(\)"):
+            TextGenerator(model, generator.tokenizer)
+        TextGenerator(model.eval(), generator.tokenizer)
 
     def test_padded_rows_of_the_embedding_are_never_drawn(self) -> None:
         tokenizer = make_tokenizer()

@@ -54,11 +54,13 @@ def test_texts_fit_and_the_favoured_remembers_most_of_the_fastest(**fields: Any)
     made = plan(config := Config(**fields))
     usable = USABLE * made.device.memory
     kinds = costs.variants(made.model)
-    assert [one.name for one in made.serving] == list(kinds)
+    without = {name for name in kinds if name.startswith("SWA") and config.context <= costs.WINDOW}
+    assert [one.name for one in made.serving] == [name for name in kinds if name not in without]
     for one in made.serving:
         weights = costs.weight_bytes(kinds[one.name], torch.bfloat16)
         assert one.cache == costs.cache_bytes(kinds[one.name], 1, config.context, torch.bfloat16)
-        assert weights + one.fits * one.cache <= max(usable, weights) < weights + (one.fits + 1) * one.cache
+        a_text = one.cache + 2 * made.model.vocab_size  # with its scores of the next token
+        assert weights + one.fits * a_text <= max(usable, weights) < weights + (one.fits + 1) * a_text
         assert one.sequences in (0, one.fits if config.sequences is None else config.sequences)
         assert one.sequences <= one.fits
     for favoured, rivals in (
@@ -113,6 +115,12 @@ def test_what_is_assumed_is_said() -> None:
     assert "speeds are those of" not in report(config, plan(replace(config, gpu="h100")))
 
 
+def test_all_rows_of_a_step_are_not_called_the_largest_that_fits() -> None:
+    for tokens, largest in ((16_384, "All rows of a step fit at once; 1 of them"), (524_288, "The largest that fits;")):
+        config = Config(gpu="h100", tokens_per_step=tokens)
+        assert largest in report(config, plan(config))
+
+
 def test_what_does_not_fit_is_said() -> None:
     config = Config(size="gpt2-xl", gpu="24GB")
     assert "That does not fit" in report(config, plan(config))
@@ -142,6 +150,7 @@ def test_nonsense_is_one_line_on_the_command_line() -> None:
     ("fields", "message"),
     [
         ({"size": "gpt5"}, "there is no preset 'gpt5'; there are gpt2-small, .*"),
+        ({"gpu": "0GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '0GB'"),
         ({"gpu": "-24GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '-24GB'"),
         ({"context": 0}, "--context must be at least 1, got 0"),
         ({"tokens_per_step": 0}, "--tokens-per-step must be at least 1, got 0"),

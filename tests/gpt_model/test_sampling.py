@@ -29,7 +29,6 @@ from gpt_model.sampling import (
     choose,
     draw,
     keep_min_p,
-    keep_top_k,
     keep_top_p,
     next_token_probabilities,
 )
@@ -62,7 +61,8 @@ class TestAgainstTransformers:
     @settings(max_examples=50, deadline=None)
     def test_top_k(self, seed: int, k: int) -> None:
         logits_BV = random_logits(seed)
-        assert torch.equal(keep_top_k(logits_BV, k), TopKLogitsWarper(k)(None, logits_BV))
+        theirs = TopKLogitsWarper(k)(None, logits_BV).softmax(dim=-1)
+        torch.testing.assert_close(next_token_probabilities(logits_BV, Sampling(top_k=k)), theirs)
 
     @given(seed=seeds, p=shares)
     @settings(max_examples=100, deadline=None)
@@ -162,7 +162,7 @@ class TestFilters:
     def test_exactly_k_of_equal_scores_stay(self) -> None:
         """Where several share the k-th score, transformers keeps them all."""
         logits_BV = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]])
-        assert (keep_top_k(logits_BV, 2) > -math.inf).sum() == 2
+        assert (next_token_probabilities(logits_BV, Sampling(top_k=2)) > 0).sum() == 2
         assert (TopKLogitsWarper(2)(None, logits_BV) > -math.inf).sum() == 3
         assert (next_token_probabilities(torch.zeros(1, 50), Sampling(top_k=3)) > 0).sum() == 3
 
@@ -174,13 +174,13 @@ class TestFilters:
 
     def test_the_likeliest_always_stays(self) -> None:
         logits_BV = random_logits(0)
-        for filtered in (keep_top_p(logits_BV, 1e-9), keep_min_p(logits_BV, 1), keep_top_k(logits_BV, 1)):
+        for filtered in (keep_top_p(logits_BV, 1e-9), keep_min_p(logits_BV, 1)):
             assert torch.equal((filtered > -math.inf).nonzero()[:, 1], logits_BV.argmax(dim=-1))
 
     def test_any_shape(self) -> None:
         logits_BV = random_logits(0, B=6)
         grid = logits_BV.view(2, 3, 40)
-        for keep, argument in ((keep_top_k, 5), (keep_top_p, 0.7), (keep_min_p, 0.1)):
+        for keep, argument in ((keep_top_p, 0.7), (keep_min_p, 0.1)):
             assert torch.equal(keep(grid, argument).view(6, 40), keep(logits_BV, argument))
             assert torch.equal(keep(logits_BV[0], argument), keep(logits_BV, argument)[0])
         for sampling in (Sampling(temperature=0), Sampling(top_k=4, top_p=0.5)):
@@ -261,15 +261,20 @@ class TestDrawing:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"temperature": -1}, "temperature must not be negative, got -1"),
-        ({"temperature": math.nan}, "temperature must not be negative, got nan"),
+        ({"temperature": -1}, "temperature must be 0, or a number from 1e-06 on, got -1"),
+        ({"temperature": math.nan}, "temperature must be 0, or a number from 1e-06 on, got nan"),
+        ({"temperature": 1e-40}, "temperature must be 0, or a number from 1e-06 on, got 1e-40"),
+        ({"temperature": math.inf}, "temperature must be 0, or a number from 1e-06 on, got inf"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
         ({"min_p": -0.1}, "min_p must be above 0 and at most 1, got -0.1"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0, got 0"),
-        ({"logit_bias": {3: math.inf}}, "logit_bias must be a number or -inf, got inf for token 3"),
-        ({"logit_bias": {3: math.nan}}, "logit_bias must be a number or -inf, got nan for token 3"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0, got 0"),
+        ({"logit_bias": {3: math.inf}}, r"logit_bias must be below 1e\+30, or -inf, got inf for token 3"),
+        ({"logit_bias": {3: math.nan}}, r"logit_bias must be below 1e\+30, or -inf, got nan for token 3"),
+        ({"logit_bias": {3: 1e39}}, r"logit_bias must be below 1e\+30, or -inf, got 1e\+39 for token 3"),
+        ({"seed": 2**64}, r"seed must be from 0 to 2\*\*63 - 1, got 18446744073709551616"),
+        ({"seed": -1}, r"seed must be from 0 to 2\*\*63 - 1, got -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"min_new_tokens": -1}, "min_new_tokens must be between 0 and max_new_tokens, 200, got -1"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "between 0 and max_new_tokens, 8, got 9"),
@@ -283,6 +288,18 @@ def test_impossible_knobs_are_named(knobs: dict[str, Any], message: str) -> None
     with pytest.raises(InputError, match=message) as raised:
         Sampling(**knobs)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_where_nothing_can_be_chosen_it_says_so(score: float, temperature: float) -> None:
+    """NaN scores would be drawn as a token that does not exist, or as token 0 for ever."""
+    logits_BV = random_logits(0)
+    logits_BV[1] = score
+    sampling = Sampling(temperature=temperature)
+    for use in (next_token_probabilities, lambda *given: choose(*given, sampling.generators(3))):
+        with pytest.raises(InputError, match="no token can be chosen"):
+            use(logits_BV, sampling)
 
 
 def test_ids_outside_the_vocabulary_are_named() -> None:

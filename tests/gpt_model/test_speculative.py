@@ -150,6 +150,10 @@ def test_what_cannot_be_done_is_named_at_once() -> None:
     ):
         with pytest.raises(InputError, match=message):
             speculate(target, other, [1], sampling)
+    with pytest.raises(InputError, match="the same vocabulary, got 300 and 256 tokens"):
+        speculate(decided(0, vocab_size=300), target, [299])  # an id that only one of them has
+    with pytest.raises(InputError, match="stop_tokens must be ids below 256, the vocabulary's size, got 256"):
+        speculate(target, target, [1], Sampling(stop_tokens=[256], max_new_tokens=9))
     with pytest.raises(InputError, match="n_draft must be at least 1, got 0"):
         speculate(target, target, [1], Sampling(max_new_tokens=9), 0)
     with pytest.raises(InputError, match="the prompt has no tokens"):

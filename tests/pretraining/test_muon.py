@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from pretraining.optimizers import Muon, make_optimizers
+from pretraining.optimizers import Muon, make_optimizers, muon
 from pretraining.optimizers.muon import orthogonalize
 
 
@@ -62,6 +62,20 @@ def test_the_scale_of_the_gradient_does_not_matter() -> None:
         Muon([weight], dtype=torch.float32).step()
         steps.append(weight.detach())
     torch.testing.assert_close(*steps)
+
+
+def test_in_small_batches_it_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory a step takes must not grow with the number of layers."""
+    gradients, steps = torch.randn(5, 6, 4), []
+    for at_once in (10, 2 * 6 * 4, 1000):
+        monkeypatch.setattr(muon, "AT_ONCE", at_once)
+        weights = [torch.nn.Parameter(torch.zeros(6, 4)) for _ in gradients]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        Muon(weights, dtype=torch.float32).step()
+        steps.append(torch.stack([weight.detach() for weight in weights]))
+    torch.testing.assert_close(steps[0], steps[2])
+    torch.testing.assert_close(steps[1], steps[2])
 
 
 def test_a_matrix_without_gradient_stays() -> None:

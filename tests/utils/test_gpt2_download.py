@@ -113,6 +113,14 @@ def test_what_was_lost_or_cut_short_is_fetched_again(hub: Hub, source: Path, cac
         assert [request.file for request in hub.requests] == (list(FILES) if name == RECORD else [name])
 
 
+@pytest.mark.parametrize("record", ["null", "[1]", '{"config.json": 5}', '{"config.json": {}}'])
+def test_a_record_that_makes_no_sense_is_none(hub: Hub, source: Path, cache: Path, record: str) -> None:
+    folder = ModelManager(cache).download_gpt2_model("gpt2-large")
+    (folder / RECORD).write_text(record)
+    ModelManager(cache).download_gpt2_model("gpt2-large")
+    assert contents(folder, also=(RECORD,)) == contents(source)
+
+
 def test_an_error_keeps_the_files_that_are_complete(hub: Hub, cache: Path) -> None:
     hub.faults[WEIGHTS] = [Status(404)]
     with pytest.raises(DownloadError, match=r"openai-community/gpt2-large/.*model.safetensors: 404 Not Found"):

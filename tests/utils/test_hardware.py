@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from utils import hardware
+from utils.files import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -15,6 +17,12 @@ ROOT = Path(__file__).parent.parent.parent
 def test_devices() -> None:
     assert hardware.pick_device("cpu") == torch.device("cpu")
     assert hardware.pick_device().type == ("cuda" if torch.cuda.is_available() else hardware.pick_device().type)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_here_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"device must be auto or one of this machine's, .*cpu.*; got '{name}'"):
+        hardware.pick_device(name)
 
 
 def test_bfloat16_is_chosen_where_it_is_faster(monkeypatch: object) -> None:

@@ -230,6 +230,36 @@ def test_a_refusal_is_an_error_at_once(
     assert len(hub.requests) == 1
 
 
+@pytest.mark.parametrize("status", [203, 204])
+def test_a_success_without_a_file_is_an_error(hub: Hub, target: Path, status: int) -> None:
+    hub.faults[FILE] = [Status(status)]
+    with pytest.raises(DownloadError, match=f"{status} .*, which brings no file"):
+        fetch(target)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("headers", [{"Content-Length": "abc"}, {"X-Linked-Size": "abc"}])
+def test_an_answer_that_makes_no_sense_is_an_error_at_once(hub: Hub, target: Path, headers: dict[str, str]) -> None:
+    hub.faults[FILE] = [Headers(headers)]
+    with pytest.raises(DownloadError, match="the server's answer makes no sense: .*'abc'"):
+        fetch(target)
+    assert len(hub.requests) == 1
+
+
+def test_a_folder_in_its_place_is_noticed_before_anything_is_fetched(hub: Hub, target: Path) -> None:
+    target.mkdir(parents=True)
+    with pytest.raises(DownloadError, match="is a folder, where a file should come"):
+        fetch(target)
+    assert not hub.requests
+
+
+def test_a_password_in_the_address_is_not_shown(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://me:secret@127.0.0.1:9")
+    with pytest.raises(DownloadError) as error:
+        fetch(target)
+    assert "secret" not in str(error.value)
+
+
 def test_a_missing_file_is_an_error_at_once(hub: Hub, target: Path) -> None:
     with pytest.raises(DownloadError, match="none.txt: 404 Not Found"):
         fetch(target.with_name("none.txt"))
@@ -393,7 +423,10 @@ def test_offline_there_is_no_request(hub: Hub, target: Path, monkeypatch: pytest
     assert not hub.requests
 
 
-@pytest.mark.parametrize("url", ["huggingface.co", "file:///etc", "https://", "https://hub .co"])
+@pytest.mark.parametrize(
+    "url",
+    ["huggingface.co", "file:///etc", "https://", "https://hub .co", "http://[::1", "http://hub:abc", "http://.hub.co"],
+)
 def test_an_endpoint_that_is_no_address_is_an_error(
     hub: Hub, target: Path, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
