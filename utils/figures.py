@@ -46,17 +46,18 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def figure(columns: int = 1, **subplots: Any) -> Iterator[tuple["Figure", Any]]:
+def figure(columns: int = 1, rows: int = 1, **subplots: Any) -> Iterator[tuple["Figure", Any]]:
     """A figure and its axes in the project's style, closed at the end of the block.
 
     Args:
         columns: axes side by side.
+        rows: axes one below the other.
         subplots: anything else for `plt.subplots`.
     """
     import matplotlib.pyplot as plt
 
     with plt.rc_context({**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)}):
-        drawing, axes = plt.subplots(1, columns, **subplots)
+        drawing, axes = plt.subplots(rows, columns, **subplots)
         try:
             yield drawing, axes
         finally:
