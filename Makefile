@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 # The stamps carry a checksum of what is installed, so that a change there, and nothing else, installs anew.
 KEY := $(shell cat pyproject.toml requirements.lock | cksum | cut -d' ' -f1)
@@ -19,8 +20,9 @@ help:  ## list the targets
 demo: $(CORE)  ## train a small GPT from raw text on this machine (ARGS=--fresh starts over)
 	$(BIN)/python -m pretraining.demo $(ARGS)
 
-test: $(EVERYTHING)  ## run all tests (ARGS="-m 'not slow'" for a quick round)
-	$(BIN)/python -m pytest $(ARGS)
+# Each worker has one core: two threads each would wait for one another.
+test: $(EVERYTHING)  ## run all tests (ARGS="-m 'not slow'" for a quick round, WORKERS=8 with more cores)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(EVERYTHING)  ## check style and format
 	$(BIN)/ruff check .

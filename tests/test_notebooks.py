@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
-def test_runs_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
+def test_runs_from_top_to_bottom(path: Path, tmp_path: Path, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--output-dir", tmp_path]
     started = time.monotonic()
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # where there is a network, no lesson downloads gigabytes here
     result = subprocess.run([*command, path], capture_output=True, text=True, check=False, env=offline)
     assert result.returncode == 0, result.stderr[-3000:]
-    print(f"{ids(path)}: {time.monotonic() - started:.0f} s")
+    say(f"{ids(path)}: {time.monotonic() - started:.0f} s")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)

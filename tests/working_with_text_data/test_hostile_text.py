@@ -113,7 +113,7 @@ def assert_same_when_long(name: str, text: str) -> None:
 
 @pytest.mark.parametrize("cases", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_ids_of_hostile_text_equal_tiktokens(name: str, cases: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ids_of_hostile_text_equal_tiktokens(name: str, cases: int, say: Callable[[str], None]) -> None:
     everything: list[str] = []
 
     @given(st.lists(SNIPPET, min_size=1, max_size=6), st.integers(0, 2**32))
@@ -134,8 +134,7 @@ def test_ids_of_hostile_text_equal_tiktokens(name: str, cases: int, capsys: pyte
     compare()
     assert len(everything) >= cases
     assert_same_when_long(name, "".join(everything))
-    with capsys.disabled():
-        print(f"\n{name}: the ids of {len(everything):,} hostile texts equal tiktoken's")
+    say(f"{name}: the ids of {len(everything):,} hostile texts equal tiktoken's")
 
 
 def test_a_text_that_fails_is_shortened_to_what_matters() -> None:
@@ -149,7 +148,7 @@ ALONE, SURROUNDED = "{}", "'{} a{}'s 1{}2  {}\n"
 @pytest.mark.parametrize("around", [ALONE, SURROUNDED], ids=["alone", "surrounded"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_code_point_is_what_it_is_to_tiktoken(
-    name: str, around: str, step: int, capsys: pytest.CaptureFixture[str]
+    name: str, around: str, step: int, say: Callable[[str], None]
 ) -> None:
     """Assigned or not, alone and in places where it matters what kind of character it is."""
     ours, theirs = both(name)
@@ -164,8 +163,7 @@ def test_every_code_point_is_what_it_is_to_tiktoken(
             for text in some:
                 if ours.encode_ordinary(text) != theirs.encode_ordinary(text):
                     fail(name, text)
-    with capsys.disabled():
-        print(f"\n{name}, {around!r}: {len(texts):,} code points give tiktoken's ids")
+    say(f"{name}, {around!r}: {len(texts):,} code points give tiktoken's ids")
 
 
 # -- one piece without end -------------------------------------------------------------------------------

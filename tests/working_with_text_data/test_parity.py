@@ -12,7 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -306,9 +306,6 @@ def text_messages(folder: Path) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [gutenberg, json_lines, plain_files, reviews, instructions, text_messages])
 @pytest.mark.parametrize("name", NAMES)
-def test_ids_of_real_text_equal_tiktokens(
-    name: str, source: Any, real_data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ids_of_real_text_equal_tiktokens(name: str, source: Any, real_data: Path, say: Callable[[str], None]) -> None:
     n_documents, n_tokens = assert_ids_equal(name, source(real_data))
-    with capsys.disabled():
-        print(f"\n{name}, {source.__name__}: {n_tokens:,} ids equal tiktoken's, in {n_documents:,} documents")
+    say(f"{name}, {source.__name__}: {n_tokens:,} ids equal tiktoken's, in {n_documents:,} documents")
