@@ -245,17 +245,14 @@ def _training_lines(config: Config, made: Plan) -> list[str]:
     lines += [f"  {name.replace('_', ' '):<16}{_gib(nbytes):>10}" for name, nbytes in memory.items()]
     if not made.micro_batch:
         return [*lines, "That does not fit, not even with each block computed again in the backward pass."]
-    a_step = -(-config.tokens_per_step // config.context)
-    largest = "All rows of a step fit at once" if made.micro_batch == a_step else "The largest that fits"
     tokens = made.micro_batch * made.accumulation * config.context
+    fits = f"The largest that fits; {made.accumulation:,} of them are a step of {tokens:,} tokens."
+    if made.accumulation == 1:
+        fits = f"A whole step of {tokens:,} tokens fits at once."
     hours = (
         f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} a second"
     )
-    return [
-        *lines,
-        f"{largest}; {made.accumulation:,} of them are a step of {tokens:,} tokens.",
-        f"{hours}.",
-    ]
+    return [*lines, fits, f"{hours}."]
 
 
 def _gib(nbytes: float) -> str:

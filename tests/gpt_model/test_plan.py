@@ -115,8 +115,8 @@ def test_what_is_assumed_is_said() -> None:
     assert "speeds are those of" not in report(config, plan(replace(config, gpu="h100")))
 
 
-def test_all_rows_of_a_step_are_not_called_the_largest_that_fits() -> None:
-    for tokens, largest in ((16_384, "All rows of a step fit at once; 1 of them"), (524_288, "The largest that fits;")):
+def test_a_whole_step_is_not_called_the_largest_that_fits() -> None:
+    for tokens, largest in ((16_384, "A whole step of 16,384 tokens fits at once."), (524_288, "The largest that")):
         config = Config(gpu="h100", tokens_per_step=tokens)
         assert largest in report(config, plan(config))
 
