@@ -69,7 +69,7 @@ def fresh_machine_passage() -> str:
         f"With PyTorch's CPU build, `make demo` downloads {fresh['demo_download_mb']:,} MB of packages and "
         f"`make test`\n{fresh['test_download_mb']:,} MB. Setting up took {fresh['demo_setup_seconds']} and "
         f"{fresh['test_setup_seconds']} seconds where we measured, the tests\n{fresh['test_minutes']} minutes on "
-        f"{fresh['machine']['cores']} cores busy with other work as well."
+        f"{fresh['machine']['cores']} cores."
     )
 
 

@@ -99,7 +99,8 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
     """The most bytes that work holds at once, beyond what was held before it; None where nobody says.
 
     On a GPU PyTorch's allocator counts them. On Linux it is how far the process grows at most, in pages:
-    exact for megabytes, blind for kilobytes, and wrong after `hardware.keep_freed_memory`.
+    exact for megabytes, blind for kilobytes, and wrong after `hardware.keep_freed_memory`. Work that is done for the
+    first time also grows it by the code it loads.
     """
     gc.collect()
     if device.type == "cuda":

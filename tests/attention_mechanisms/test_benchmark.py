@@ -65,12 +65,13 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     assert {row["because"] for row in flex} == {"FlexAttention has no gradients on a CPU"}
 
 
-def test_without_tyro_only_quick_is_understood() -> None:
+def test_without_tyro_only_quick_is_understood(tmp_path: Path) -> None:
     code = "import sys, runpy, utils.peaks\nsys.modules['tyro'] = None\n"
     code += "def stop(*arguments): sys.exit('it began')\nutils.peaks.measured_peaks = stop\n"
     code += "runpy.run_module('attention_mechanisms.benchmark', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, "--quick"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
     assert run.stderr == "tyro is not installed, so of all flags only --quick is understood\nit began\n"
 
 
@@ -283,6 +284,7 @@ def test_memory_is_about_what_the_formula_says(kernel: str) -> None:
 
 def memory_of(kernel: str) -> int | None:
     q, k, v = torch.randn(3, 1, 16, 1024, 64)
+    attend(q, k, v, kernel=kernel)  # loads the code
     return peak_memory(lambda: attend(q, k, v, kernel=kernel), CPU)
 
 
