@@ -46,7 +46,8 @@ def demo_passage() -> str:
     name, best = min(runs[0]["compressors"].items(), key=lambda item: item[1]["given_training_text"])
     return (
         f"Three demos with different seeds reached {bits} bits per byte, where the best of the compressors,\n"
-        f"{name}, needs {best['alone']:.2f} alone and {best['given_training_text']:.2f} when given all the training text.\n"
+        f"{name}, needs {best['alone']:.2f} alone and {best['given_training_text']:.2f} when given all the "
+        "training text.\n"
         f"Training took {min(seconds):.0f} to {max(seconds):.0f} s, the whole command {whole:.0f} s at most "
         f"({machine['cores']} cores of an {machine['cpu']}, PyTorch {machine['torch']})."
     )
