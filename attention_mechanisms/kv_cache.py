@@ -268,7 +268,8 @@ class KVCache:
         Raises:
             ValueError: if a pass through the model was interrupted, and some layers hold its tokens.
         """
-        if any(layer.lengths != self.lengths for layer in self.layers):
+        first, *others = (layer.lengths for layer in self.layers)
+        if any(lengths != first for lengths in others):
             raise ValueError("the layers hold different tokens, since a pass was interrupted: reset the cache")
         return self.layers[0].mask(base)
 

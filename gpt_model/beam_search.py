@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 
 from gpt_model.generation import LanguageModel, check_fits, check_ids, device_of
-from gpt_model.sampling import check_scores
+from gpt_model.sampling import check_scores, check_tokens
 from utils.files import InputError
 
 
@@ -100,5 +100,5 @@ def _check(
             raise InputError(f"{name} must be at least 1, got {value}")
     if not -10 <= length_penalty <= 10:
         raise InputError(f"length_penalty must be from -10 to 10, got {length_penalty}")
-    if end_token is not None and not 0 <= end_token < V:
-        raise InputError(f"end_token must be an id below {V:,}, the vocabulary's size, got {end_token}")
+    if end_token is not None:
+        check_tokens("end_token", [end_token], V)

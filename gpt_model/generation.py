@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attention_mechanisms import KVCache, Mask
 from gpt_model.config import GPTConfig
-from gpt_model.sampling import Sampler, Sampling
+from gpt_model.sampling import Sampler, Sampling, check_tokens
 from utils.files import InputError
 from working_with_text_data.minbpe import Tokenizer
 
@@ -53,9 +53,7 @@ def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise an InputError for a prompt without tokens, or with one that is not in the vocabulary."""
     if not len(ids):  # an array has no truth of its own
         raise InputError("the prompt has no tokens: begin with one, such as <|endoftext|>")
-    if not 0 <= min(ids) <= max(ids) < vocab_size:
-        strange = min(ids) if min(ids) < 0 else max(ids)
-        raise InputError(f"the prompt's ids must be below {vocab_size:,}, the vocabulary's size, got {strange}")
+    check_tokens("the prompt's tokens", ids, vocab_size)
 
 
 def check_fits(n_ids: int, n_new: int, context: int) -> None:

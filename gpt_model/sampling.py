@@ -13,7 +13,7 @@ Shapes: B rows, V vocabulary, K candidates (top_k of them, or V).
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -153,6 +153,13 @@ def _candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor |
     return scores_BK.softmax(dim=-1), ids
 
 
+def check_tokens(name: str, tokens: Iterable[int], vocab_size: int) -> None:
+    """Raise an InputError that names the first of these ids that is not in the vocabulary."""
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise InputError(f"{name} must be ids below {vocab_size:,}, the vocabulary's size, got {token}")
+
+
 def check_scores(logits_BV: Tensor) -> None:
     """Raise an InputError for a row of (..., V) whose best score is no number: damaged weights write nonsense."""
     if not logits_BV.amax(dim=-1).isfinite().all():
@@ -227,10 +234,8 @@ class Sampler:
         stop_tokens: Collection[int],
         device: torch.device,
     ) -> None:
-        for name, tokens in (("stop_tokens", stop_tokens), ("logit_bias", sampling.logit_bias)):
-            for token in tokens:
-                if not 0 <= token < vocab_size:
-                    raise InputError(f"{name} must be ids below {vocab_size:,}, the vocabulary's size, got {token}")
+        check_tokens("stop_tokens", stop_tokens, vocab_size)
+        check_tokens("logit_bias", sampling.logit_bias, vocab_size)
         self.sampling, self.generators, self.n_chosen = sampling, sampling.generators(len(prompts)), 0
         self.stop_tokens_N = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=device)
         self.bias_V = self.seen_BV = None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gpt_model.generation import LanguageModel, check_fits, check_ids, device_of
-from gpt_model.sampling import Sampling, draw, next_token_probabilities
+from gpt_model.sampling import Sampling, check_tokens, draw, next_token_probabilities
 from utils.files import InputError
 
 
@@ -79,9 +79,7 @@ def speculate(
     for name in ("repetition_penalty", "logit_bias", "min_new_tokens", "stop"):
         if getattr(sampling, name) != getattr(Sampling(), name):
             raise InputError(f"speculative decoding does not know {name}, got {getattr(sampling, name)}")
-    if strange := [token for token in sampling.stop_tokens or () if not 0 <= token < target.config.vocab_size]:
-        size = f"{target.config.vocab_size:,}, the vocabulary's size"
-        raise InputError(f"stop_tokens must be ids below {size}, got {strange[0]}")
+    check_tokens("stop_tokens", sampling.stop_tokens or (), target.config.vocab_size)
     return _rounds(target, draft, list(ids), sampling, n_draft)
 
 

@@ -111,13 +111,13 @@ def test_bad_requests_are_named() -> None:
     model = decided(vocab_size=5)
     for arguments, message in (
         (([], 2, 3), "the prompt has no tokens"),
-        (([7], 2, 3), "ids must be below 5, the vocabulary's size, got 7"),
+        (([7], 2, 3), "the prompt's tokens must be ids below 5, the vocabulary's size, got 7"),
         (([1], 0, 3), "n_beams must be at least 1, got 0"),
         (([1], 2, 0), "max_new_tokens must be at least 1, got 0"),
         (([1] * 62, 2, 3), "the prompt's 62 tokens and 3 new ones are more than the context of 64"),
         (([1], 2, 3, math.nan), "length_penalty must be from -10 to 10, got nan"),
         (([1], 2, 3, 1e4), "length_penalty must be from -10 to 10, got 10000.0"),
-        (([1], 2, 3, 1.0, 5), "end_token must be an id below 5, the vocabulary's size, got 5"),
+        (([1], 2, 3, 1.0, 5), "end_token must be ids below 5, the vocabulary's size, got 5"),
     ):
         with pytest.raises(InputError, match=message):
             beam_search(model, *arguments)

@@ -351,7 +351,7 @@ class TestRequests:
             generator.stream("x", temperature=-1)
         with pytest.raises(InputError, match="stop_tokens must be ids below 271"):
             generator.stream("x", stop_tokens=[271])
-        with pytest.raises(InputError, match="the prompt's ids must be below 271, the vocabulary's size, got 300"):
+        with pytest.raises(InputError, match="the prompt's tokens must be ids below 271, .*, got 300"):
             generator.tokens([1, 300])
         with pytest.raises(InputError, match="the prompt has no tokens"):
             generator.tokens([])
