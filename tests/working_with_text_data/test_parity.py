@@ -309,7 +309,7 @@ def text_messages(folder: Path) -> Iterator[str]:
 def test_ids_of_real_text_equal_tiktokens(
     name: str, source: Any, how_much: str, real_data: Path, say: Callable[[str], None]
 ) -> None:
-    """Day by day the beginnings of up to a thousand documents of each corpus, exhaustively all 112 million characters."""
+    """Day by day how up to a thousand documents of each corpus begin; exhaustively all 112 million characters."""
     documents = list(source(real_data))
     if how_much == "a sample":
         documents = [document[:4_000] for document in documents[:: len(documents) // 1000 + 1]]
