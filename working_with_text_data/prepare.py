@@ -25,7 +25,7 @@ from utils.locks import alone
 from utils.outputs import check_output_folder
 from utils.ranges import Range, Share, check_ranges
 from working_with_text_data.minbpe import Tokenizer, open_tokenizer
-from working_with_text_data.minbpe.parallel import encode_stream
+from working_with_text_data.minbpe.fast.parallel import encode_stream
 from working_with_text_data.resumable_folder import OURS, ResumableFolder
 from working_with_text_data.shards import MOST_TOKENS
 from working_with_text_data.sure_cuts import at_sure_cuts

@@ -29,7 +29,7 @@ def at_sure_cuts(parts: Iterable[Part], tokenizer: Tokenizer) -> Iterator[Part]:
             waiting.append(part.text)
             n_waiting += len(part.text)
             if n_waiting > max(PART_LENGTH, 2 * n_tried):  # twice, so that the time stays linear without any cut
-                *ready, rest = tokenizer.parts("".join(waiting), PART_LENGTH)
+                *ready, rest = tokenizer.split_for_workers("".join(waiting), PART_LENGTH)
                 yield from (part._replace(text=text) for text in ready)
                 waiting, n_waiting, n_tried = [rest], len(rest), len(rest)
         yield part._replace(text="".join(waiting))

@@ -14,6 +14,7 @@ from utils.files import InputError, printable, read_json
 from utils.outputs import check_output_file
 from utils.ranges import Count, Range, Share, check_ranges
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, RegexTokenizer
+from working_with_text_data.minbpe.files import FORMAT
 from working_with_text_data.sure_cuts import at_sure_cuts
 from working_with_text_data.text_files import CORPUS, END_OF_TEXT, HELD_OUT, find_files, split_documents
 
@@ -107,7 +108,7 @@ def _is_tokenizer(path: Path) -> bool:
         content = read_json(path)
     except InputError:
         return False
-    return isinstance(content, dict) and content.get("format") == "minbpe"
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 if __name__ == "__main__":
