@@ -160,7 +160,7 @@ def _write_shards(config: Config, tokenizer: Tokenizer, folder: ResumableFolder,
             part = in_work.popleft()
             if begun[part.split] != part.document:
                 begun[part.split] = part.document
-                writers[part.split].add(part.document, end_of_text)
+                tokens = np.concatenate([end_of_text, tokens])
             writers[part.split].add(part.document, tokens)
             progress.update(part.position - progress.n)
 

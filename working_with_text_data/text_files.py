@@ -28,7 +28,7 @@ BLOCK_SIZE = 2**20  # bytes of a text file that are read at once
 ROWS_AT_ONCE = 1024  # of a parquet file
 
 Stretches = Iterator[tuple[str, bool, int]]
-"""Stretches of a file's text; whether a document begins there; the bytes of the file read so far.
+"""Stretches of a file's text; whether a document ends there; the bytes of the file read so far.
 
 A document without any text is one empty stretch."""
 
@@ -62,11 +62,12 @@ def split_documents(path: Path, share: float = HELD_OUT, separator: str = "") ->
             later, if a file cannot be read. The message names the file, and the line or row.
     """
     check_share(share)
-    number, n_whole, offset, cut = -1, 0, 0, 0.0
-    n_written_out = 0
-    for file, text, is_first, position in _read_files(path, separator):
-        if is_first:
-            number, offset = number + 1, 0
+    number, n_whole, n_written_out = 0, 0, 0
+    offset, cut = 0, 0.0  # characters of the document: so far, and before the part that is held out
+    begins = True
+    for file, text, is_last, position in _read_files(path, separator):
+        if begins:
+            offset = 0
             if _is_plain(file) and not separator:
                 n_characters, n_separators = _measure(file)
                 cut = place_of_cut((block for block, _ in _blocks(file)), n_characters, share)
@@ -82,6 +83,8 @@ def split_documents(path: Path, share: float = HELD_OUT, separator: str = "") ->
         for split, piece in zip(SPLITS, (text[:here], text[here:]), strict=True):
             if piece:
                 yield Part(piece, split, number, position)
+        number += is_last
+        begins = is_last
     if n_written_out and path.is_dir():
         _warn_of_separators(path, n_written_out)
 
@@ -89,12 +92,11 @@ def split_documents(path: Path, share: float = HELD_OUT, separator: str = "") ->
 def read_documents(path: Path) -> Iterator[str]:
     """Yield every document at `path`, whole. Raises as `split_documents`."""
     parts: list[str] = []
-    for _, text, is_first, _ in _read_files(path):
-        if is_first and parts:
+    for _, text, is_last, _ in _read_files(path):
+        parts.append(text)
+        if is_last:
             yield "".join(parts)
             parts = []
-        parts.append(text)
-    yield "".join(parts)
 
 
 def split_held_out(text: str, share: float = HELD_OUT) -> tuple[str, str]:
@@ -187,12 +189,14 @@ def _read_files(path: Path, separator: str = "") -> Iterator[tuple[Path, str, bo
     before, n_documents, n_empty = 0, 0, 0
     for file in find_files(path):
         read = _read_separated(file, separator) if separator and _is_plain(file) else _reader(file)(file)
-        for text, is_first, position in read:
-            if text:
-                n_documents += is_first
-                yield file, text, is_first, before + position
-            elif is_first:
+        begins = True
+        for text, is_last, position in read:
+            if begins and not text:
                 n_empty += 1
+                continue
+            n_documents += begins
+            begins = is_last
+            yield file, text, is_last, before + position
         before += file.stat().st_size
     if not n_documents:
         raise InputError(f"{path} is empty: none of its documents holds any text")
@@ -233,10 +237,12 @@ def _read_plain(file: Path) -> Stretches:
     if all(block.isspace() for block, _ in _blocks(file)):
         yield "", True, file.stat().st_size
         return
-    is_first = True
-    for block, position in _blocks(file):
-        yield block, is_first, position
-        is_first = False
+    text, position = "", 0
+    for following, following_position in _blocks(file):
+        if text:
+            yield text, False, position
+        text, position = following, following_position
+    yield text, True, position
 
 
 def _measure(file: Path) -> tuple[int, int]:
@@ -251,27 +257,27 @@ def _measure(file: Path) -> tuple[int, int]:
 
 def _read_separated(file: Path, separator: str) -> Stretches:
     """Read the documents of a plain text file that are divided by a separator, without the line ends around it."""
-    rest, position, is_first, n_ended = "", 0, True, 0
+    rest, position, begins, n_ended = "", 0, True, 0
     for block, position in _blocks(file):
         *ended, rest = (rest + block).split(separator)
         for text in ended:
-            yield _trimmed(text, is_first), is_first, position
-            is_first = True
+            yield _trimmed(text, begins), True, position
+            begins = True
         n_ended += len(ended)
-        if is_first:
+        if begins:
             rest = rest.lstrip("\n")
         ready = rest[: -len(separator)].rstrip("\n")  # the end waits: it may belong to a separator
-        if ready and not (is_first and ready.isspace()):
-            yield ready, is_first, position
-            rest, is_first = rest[len(ready) :], False
-    text = _trimmed(rest, is_first)
-    if text or not n_ended:  # what follows the last separator is no document if it is empty
-        yield text, is_first, position
+        if ready and not (begins and ready.isspace()):
+            yield ready, False, position
+            rest, begins = rest[len(ready) :], False
+    text = _trimmed(rest, begins)
+    if text or not begins or not n_ended:  # what follows the last separator is no document if it is empty
+        yield text, True, position
 
 
-def _trimmed(text: str, is_first: bool) -> str:
+def _trimmed(text: str, begins: bool) -> str:
     """Return the last stretch of a document without the line ends around it; nothing of one that is all white space."""
-    if not is_first:
+    if not begins:
         return text.rstrip("\n")
     return "" if text.isspace() else text.strip("\n")
 
@@ -306,7 +312,8 @@ def _text_of_line(line: bytes, where: str) -> str:
         raise InputError(f'{where} has no "text" field, only {_listed(content)}')
     text = _checked(content["text"], where)
     try:
-        text.encode("utf-8")
+        if b"\\u" in line:
+            text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
         raise InputError(f'{where}: "text" holds {half}, half of a pair that makes one character') from error

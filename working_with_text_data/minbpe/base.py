@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -133,6 +133,10 @@ class Tokenizer(ABC):
             check_surrogates(text)
             raise
 
+    def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return `encode_to_array` of each text, which the subclass may do faster for many short ones."""
+        return [self.encode_to_array(text) for text in texts]
+
     def split_for_workers(self, text: str, size: int) -> Iterator[str]:
         """Cut a text into parts whose ids, one after another, are those of the whole, for several processes.
 
@@ -231,9 +235,7 @@ class Tokenizer(ABC):
             vocab[new_id] = vocab[first] + vocab[second]
             n_bytes += len(vocab[new_id])
             if n_bytes > MOST_BYTES:
-                raise InputError(
-                    f"the merges up to that of {first} and {second} make over {MOST_BYTES:,} bytes of tokens"
-                )
+                raise InputError(f"the merges up to that of {first} and {second} make over {MOST_BYTES:,} bytes")
         ranks = {token: i for i, token in vocab.items()}
         if len(ranks) < len(vocab):
             raise InputError("two merges make the same token")

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ class Encoder(Protocol):
 
     def normalize(self, text: str) -> str: ...
     def split_for_workers(self, text: str, size: int) -> Iterator[str]: ...
-    def encode_to_array(self, text: str) -> np.ndarray: ...
+    def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def new_entries(self) -> Any: ...
     def add_entries(self, entries: Any) -> None: ...
 
@@ -87,7 +87,8 @@ def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
 
 
 def _encode_job(job: Job, tokenizer: Encoder) -> Encoded:
-    return [(tokenizer.encode_to_array(part), is_last) for part, is_last in job]
+    arrays = tokenizer.encode_to_arrays([part for part, _ in job])
+    return [(ids, is_last) for ids, (_, is_last) in zip(arrays, job, strict=True)]
 
 
 def _encode_together(

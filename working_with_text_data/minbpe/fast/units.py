@@ -13,7 +13,7 @@ size maps to the unit's number. Where the table fails (a new unit; a long one; t
 the table) a dictionary decides, and the table learns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,14 +59,22 @@ class Cuts:
         )
         return first, second
 
-    def bounds(self, text: bytes) -> np.ndarray:
-        """Where units begin, from 0 on, and where the last one ends: (n_units + 1,) int64."""
+    def bounds(self, text: bytes, ends: Sequence[int] = ()) -> np.ndarray:
+        """Return where units begin, from 0 on, and where the last one ends: (n_units + 1,) int64.
+
+        Args:
+            text: UTF-8; not empty if it is several texts.
+            ends: where each of several texts ends that were joined; no unit spans two of them.
+        """
         first, second = (np.frombuffer(text.translate(table), dtype=np.uint8) for table in self.tables)
         rules = first[:-1] & second[1:]
+        inner = [end for end in ends if 0 < end < len(text)]
+        rules[[end - 1 for end in inner]] = 0  # the last byte of one text and the first of the next decide nothing
         before = 1 << len(self.between)
         cut = np.ones(len(text) + 1, dtype=bool)
         cut[1:-1] = rules & (before - 1)
         cut[1:-2] |= rules[1:] >= before
+        cut[inner] = True
         return np.flatnonzero(cut)
 
     def parts(self, text: bytes, size: int) -> Iterator[bytes]:
