@@ -55,6 +55,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in folder.iterdir()}
 
 
+def all_of(folder: Path) -> dict[Path, str]:
+    return {path: sha256(path) if path.is_file() else "" for path in folder.rglob("*")}
+
+
 def tokens_of(folder: Path, split: str) -> list[int]:
     return [int(token) for path in sorted(folder.glob(f"{split}_*.bin")) for token in open_shard(path)]
 
@@ -80,6 +84,44 @@ class TestPrepare:
         separator = Tokenizer.load(tokenizer).special_tokens[END_OF_TEXT]
         assert (tokens == separator).sum() == 1
 
+    def test_special_text_in_a_document_divides_it_when_asked(self, tokenizer: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n" * 10)
+        config = prepare.Config(
+            text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", held_out=0.1, separator=END_OF_TEXT
+        )
+        assert prepare.main(config)["val"] > 0
+        loaded = Tokenizer.load(tokenizer)
+        learned = loaded.decode(tokens_of(tmp_path / "data", "train"))
+        assert learned == (f"{END_OF_TEXT}one{END_OF_TEXT}two" * 4 + f"{END_OF_TEXT}one") * 2
+
+    def test_every_kind_of_file_gives_the_same_tokens(
+        self, tokenizer: Path, tmp_path: Path, persuasion: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        documents = [persuasion[i : i + 900].strip("\n") for i in range(0, 18_000, 900)]
+        documents[3] = "\ufeff" + documents[3]  # a byte-order mark in a text file, a character in the others
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in [*documents[:7], None, "", *documents[7:]])
+        (tmp_path / "a.jsonl").write_text(lines)
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        parquet.write_table(pyarrow.table({"text": [None, *documents, " "]}), tmp_path / "a.parquet")
+        (tmp_path / "a.txt").write_text(f"\n{END_OF_TEXT}\n".join([*documents[:2], " ", "", *documents[2:]]))
+        (tmp_path / "folder").mkdir()
+        for number, text in enumerate([*documents[:9], "", " \n", *documents[9:]]):
+            (tmp_path / "folder" / f"{number:02d}.txt").write_bytes(text.encode())
+        tokens = {}
+        for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.txt", "folder"):
+            config = prepare.Config(
+                text=tmp_path / name, tokenizer=tokenizer, out=tmp_path / "d", held_out=0, separator=END_OF_TEXT,
+                overwrite=True, workers=1,
+            )  # fmt: skip
+            caplog.clear()
+            prepare.main(config)
+            assert caplog.messages[0] == f"{tmp_path / name}: left out 2 documents without any text"
+            tokens[name] = tokens_of(tmp_path / "d", "train")
+        assert tokens["a.jsonl"] == tokens["a.jsonl.gz"] == tokens["a.parquet"] == tokens["a.txt"]
+        loaded = Tokenizer.load(tokenizer)
+        assert loaded.decode(tokens["a.txt"]) == "".join(END_OF_TEXT + text for text in documents)
+        assert loaded.decode(tokens["folder"]) == loaded.decode(tokens["a.txt"]).replace("\ufeff", "")
+
     def test_nothing_is_replaced_unasked_nor_lost_on_failure(self, tokenizer: Path, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("some text\n" * 100)
         config = {"tokenizer": tokenizer, "out": tmp_path / "data"}
@@ -95,6 +137,60 @@ class TestPrepare:
         prepare.main(prepare.Config(text=tmp_path / "z.txt", overwrite=True, **config))
         assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} != before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data", "z.txt"]  # no leftovers
+
+    def test_only_our_own_shards_are_replaced(
+        self, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        books = tmp_path / "books"
+        books.mkdir()
+        (books / "a.txt").write_text("some text\n" * 100)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "bpe.json").write_text("a trained run has one, too")
+        (tmp_path / "run" / "model.safetensors").write_text("weights")
+        (tmp_path / "hidden" / ".git").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(books)
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "books").symlink_to(books)
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        before = all_of(tmp_path)
+        for text, out, message in [
+            (books, books, "books holds .*books, which is read"),
+            (books / "a.txt", tmp_path, "holds .*a.txt, which is read"),
+            (tmp_path / "deep", books, "books holds .*a.txt, which is read"),
+            (books, tmp_path / "run", "run holds model.safetensors, which is not ours to delete"),
+            (books, tmp_path / "hidden", "hidden holds .git, which is not ours to delete"),
+            (books, tmp_path / "link", "which is read"),
+            (books / "a.txt", tmp_path / "run" / "bpe.json", "is not a folder, so it is not replaced"),
+            (books, Path("/dev/null"), "is not a folder, so it is not replaced"),
+            (books, Path(), "--out must name a file or a folder, got '.'"),
+            (books, tokenizer.parent, "which is read"),
+            (books, books / "a.txt" / "data", "cannot be written: .*a.txt is not a folder"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                prepare.main(prepare.Config(text=text, tokenizer=tokenizer, out=out, overwrite=True))
+            assert all_of(tmp_path) == before
+
+    def test_what_somebody_puts_into_the_old_folder_meanwhile_is_kept(
+        self, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.txt").write_text("some text\n" * 100)
+        config = prepare.Config(text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", overwrite=True)
+        prepare.main(config)
+        save = Tokenizer.save
+
+        def save_late(self: Tokenizer, path: Path) -> None:
+            save(self, path)
+            (config.out / "notes.md").write_text("precious")
+
+        monkeypatch.setattr(Tokenizer, "save", save_late)
+        with pytest.raises(InputError, match=r"data holds notes\.md, which is not ours to delete: move it"):
+            prepare.main(config)
+        assert (config.out / "notes.md").read_text() == "precious"
+        monkeypatch.undo()
+        (config.out / "notes.md").rename(tmp_path / "notes.md")
+        prepare.main(config)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data", "notes.md"]
 
     def test_every_document_is_in_one_split_or_cut_between_both(
         self, tokenizer: Path, mixed: Path, tmp_path: Path
@@ -462,6 +558,34 @@ class TestTrainTokenizer:
         config = train_tokenizer.Config(text=CORPUS / "persuasion.txt", vocab_size=300, out=tmp_path / "t.json")
         assert train_tokenizer.main(config).vocab_size == 300
         assert Tokenizer.load(tmp_path / "t.json").vocab_size == 300
+
+    def test_only_a_tokenizer_is_replaced(self, tmp_path: Path) -> None:
+        text = tmp_path / "a.txt"
+        text.write_text("some text\n" * 100)
+        (tmp_path / "t.json").write_text('{"format": "another"}')
+        (tmp_path / "deep.json").write_text("[" * 5000)
+        (tmp_path / "link.json").symlink_to(tmp_path / "t.json")
+        os.mkfifo(tmp_path / "pipe")
+        before = {path: path.stat() for path in tmp_path.iterdir()}
+        for out, message in [
+            (text, "a.txt holds .*a.txt, which is read"),
+            (tmp_path, "which is read"),
+            (tmp_path / "t.json", "t.json was not written by this command"),
+            (tmp_path / "deep.json", "deep.json was not written by this command"),
+            (tmp_path / "link.json", "link.json is not a regular file"),
+            (tmp_path / "pipe", "pipe is not a regular file"),
+            (Path("/dev/null"), "/dev/null is not a regular file"),
+            (Path(), "is not a regular file"),
+            (text / "t.json", "cannot be written: .*a.txt is not a folder"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                train_tokenizer.main(train_tokenizer.Config(text=text, out=out, overwrite=True))
+            assert {path: path.stat() for path in tmp_path.iterdir()} == before
+        config = train_tokenizer.Config(text=text, vocab_size=260, out=tmp_path / "ours.json")
+        train_tokenizer.main(config)
+        with pytest.raises(InputError, match=r"ours\.json exists: choose another --out, or give --overwrite"):
+            train_tokenizer.main(config)
+        assert train_tokenizer.main(replace(config, vocab_size=259, overwrite=True)).vocab_size == 259
 
     @pytest.mark.parametrize(
         ("name", "value"),
