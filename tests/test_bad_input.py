@@ -59,7 +59,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_an_empty_text(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     line = error(TOKENIZER, "--text", tmp_path / "empty.txt", "--out", tmp_path / "t.json")
-    assert line == f"error: {tmp_path / 'empty.txt'} is empty"
+    assert line == f"error: {tmp_path / 'empty.txt'} is empty: none of its documents holds any text"
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_a_vocabulary_below_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     line = error(TOKENIZER, "--text", tmp_path / "a.txt", "--vocab-size", 200, "--out", tmp_path / "t.json")
-    assert "--vocab-size must be at least 257 (256 bytes and <|endoftext|>), got 200" in line
+    assert "vocab_size must be at least 257 and at most 1,000,000, got 200" in line
 
 
 def test_text_shorter_than_one_block(data: Path, tmp_path: Path) -> None:
