@@ -341,11 +341,12 @@ def _read_parquet(file: Path) -> Stretches:
                 for value in batch.column("text"):
                     row += 1
                     text = _checked(value.as_py(), f"{file}, row {row:,}")
-                    yield text, True, size * row // table.metadata.num_rows
+                    yield text, True, size * row // max(row, table.metadata.num_rows)
     except UnicodeDecodeError as error:
         raise InputError(f"{file}, row {row:,} is not UTF-8 text: {_bad_byte(error, error.start)}") from error
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{file} is not a parquet file, or is damaged: {error}") from error
+        problem = printable(" ".join(str(error).split()))
+        raise InputError(f"{file} is not a parquet file, or is damaged: {problem}") from error
 
 
 # -- all formats -------------------------------------------------------------------------------------------
