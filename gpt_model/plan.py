@@ -13,11 +13,11 @@ All of it is arithmetic on the formulas in `costs.py` and the data sheets in `de
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from gpt_model.config import GPTConfig
+from gpt_model.config import GPTConfig, Tokens
 from gpt_model.costs import (
     TrainingMemory,
     cache_bytes,
@@ -31,8 +31,10 @@ from gpt_model.costs import (
 )
 from gpt_model.devices import DEVICES, GB, Device, find_device
 from utils.files import InputError
+from utils.ranges import Count, Range, check_ranges
 
 SERVED = torch.bfloat16  # weights and caches
+LARGEST_GPU = 10**6  # GB; a larger number is a slip of the finger
 USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, and for gaps between what is in use
 NEARLY = 0.9  # of the highest ceiling counts as no less
 
@@ -49,16 +51,19 @@ class Config:
     gpu: str = "24GB"
     """Its name: a100, "a100 40gb", h100, "h100 pcie", h200, l40, l40s, rtx4090. Or its memory alone, as in 24GB; then
     it is taken to be as fast as the GPU among these that is nearest in memory."""
-    context: int = 1024
+    context: Tokens = 1024
     """Tokens of a row in training, and of a text that is served."""
-    tokens_per_step: int = 524_288
-    """Tokens of one optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
-    utilisation: float = 0.4
+    tokens_per_step: Annotated[int, Range(1, 10**12)] = 524_288
+    """Tokens per optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
+    utilisation: Annotated[float, Range(0, 1, open_below=True)] = 0.4
     """Share of the GPU's peak that training is assumed to reach: about 0.25 in a plain loop, 0.4 in a good one."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the matrices of the blocks."""
-    sequences: int | None = None
+    sequences: Count | None = None
     """Texts served at once; by default as many as fit."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,11 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Work it out.
+    """Work out what a GPU can do with a model.
 
     Raises:
-        InputError: if a number makes no sense, or the GPU is not known.
+        InputError: if the size or the GPU is not known.
     """
-    _check(config)
     model = GPTConfig.preset(config.size)
     assumptions = []
     if config.context > model.context_length:
@@ -151,19 +155,11 @@ def plan(config: Config) -> Plan:
     )
 
 
-def _check(config: Config) -> None:
-    for name in ("context", "tokens_per_step", "sequences"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not 0 < config.utilisation <= 1:
-        raise InputError(f"--utilisation is a share above 0 and up to 1, got {config.utilisation}")
-
-
 def _device(gpu: str) -> tuple[Device, list[str]]:
-    """The GPU, and what is assumed about it."""
+    """Return the GPU, and what is assumed about it."""
     known = list(DEVICES.values())
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B", gpu.strip(), re.IGNORECASE)
-    if size and float(size[1]) > 0:
+    if size and 0 < float(size[1]) <= LARGEST_GPU:
         memory = float(size[1]) * GB
         nearest = min(known, key=lambda device: (abs(device.memory - memory), device.flops_per_second))
         return replace(nearest, name=gpu, memory=memory), [f"speeds are those of the {nearest.name}"]
@@ -175,7 +171,7 @@ def _device(gpu: str) -> tuple[Device, list[str]]:
 
 
 def _largest_batch(model: GPTConfig, config: Config, device: Device, most: int) -> int:
-    """Rows that fit, up to those of a step."""
+    """Return how many rows fit, up to those of a step."""
     one, two = (training_memory(model, n, config.context, optimizer=config.optimizer).total for n in (1, 2))
     a_row = two - one
     return max(0, min(most, int((USABLE * device.memory - (one - a_row)) // a_row)))
@@ -207,7 +203,7 @@ def _favoured(serving: list[Serving]) -> Serving | None:
 
 
 def report(config: Config, made: Plan) -> str:
-    """The plan as a text."""
+    """Return the plan as a text."""
     device = made.device
     peaks = f"{device.flops_per_second / 1e12:,.0f} TFLOP/s, {device.bytes_per_second / 1e9:,.0f} GB/s"
     lines = [

@@ -152,10 +152,10 @@ def test_nonsense_is_one_line_on_the_command_line() -> None:
         ({"size": "gpt5"}, "there is no preset 'gpt5'; there are gpt2-small, .*"),
         ({"gpu": "0GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '0GB'"),
         ({"gpu": "-24GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '-24GB'"),
-        ({"context": 0}, "--context must be at least 1, got 0"),
-        ({"tokens_per_step": 0}, "--tokens-per-step must be at least 1, got 0"),
-        ({"sequences": 0}, "--sequences must be at least 1, got 0"),
-        ({"utilisation": 40.0}, r"--utilisation is a share above 0 and up to 1, got 40\.0"),
+        ({"context": 0}, "context must be at least 1 and at most 16,777,216, got 0"),
+        ({"tokens_per_step": 0}, "tokens_per_step must be at least 1 and .*, got 0"),
+        ({"sequences": 0}, "sequences must be at least 1 and .*, got 0"),
+        ({"utilisation": 40.0}, r"utilisation must be above 0 and at most 1, got 40\.0"),
     ],
 )
 def test_wrong_values_are_named(fields: dict[str, Any], message: str) -> None:
