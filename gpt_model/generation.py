@@ -36,12 +36,12 @@ class LanguageModel(Protocol):
     config: GPTConfig
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache."""
+        """Return an empty cache."""
 
     def __call__(
         self, ids_BT: Tensor, *, mask: Mask | None, cache: KVCache, last_only: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V), or (B, 1, V) of the last position only; the tokens are appended to the cache."""
+        """Return logits (B, T, V), or (B, 1, V) of the last position only; the tokens are appended to the cache."""
 
 
 def device_of(model: LanguageModel) -> torch.device:

@@ -52,10 +52,10 @@ class Config:
     """Its name: a100, "a100 40gb", h100, "h100 pcie", h200, l40, l40s, rtx4090. Or its memory alone, as in 24GB; then
     it is taken to be as fast as the GPU among these that is nearest in memory."""
     context: Tokens = 1024
-    """Tokens of a row in training, and of a text that is served."""
+    """Tokens per row in training, and per text that is served."""
     tokens_per_step: Annotated[int, Range(1, 10**12)] = 524_288
     """Tokens per optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
-    utilisation: Annotated[float, Range(0, 1, open_below=True)] = 0.4
+    utilisation: Annotated[float, Range(0.001, 1)] = 0.4
     """Share of the GPU's peak that training is assumed to reach: about 0.25 in a plain loop, 0.4 in a good one."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the matrices of the blocks."""
@@ -78,7 +78,7 @@ class Serving:
     sequences: int
     """Texts that the ceiling is for; 0 if there is no room for them."""
     ceiling: float
-    """Tokens a second of all these texts together, at most."""
+    """Tokens per second of all these texts together, at most."""
     bound: str
     """What takes longer: "bytes" or "operations"."""
 
@@ -97,7 +97,7 @@ class Plan:
     memory: TrainingMemory
     """Of a step of one micro-batch; of one row if there is no room for it."""
     tokens_per_second: float
-    """Of training, as assumed."""
+    """In training, as assumed."""
     serving: list[Serving]
     favoured: Serving | None
     """Of those with nearly the highest ceiling, the one that remembers most: a smaller cache costs quality."""
@@ -246,7 +246,7 @@ def _training_lines(config: Config, made: Plan) -> list[str]:
     if made.accumulation == 1:
         fits = f"A whole step of {tokens:,} tokens fits at once."
     hours = (
-        f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} a second"
+        f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} per second"
     )
     return [*lines, fits, f"{hours}."]
 

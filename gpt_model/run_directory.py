@@ -121,7 +121,7 @@ def load_model(run: Path, weights: str = "model.safetensors") -> GPT:
 
 
 def check_weights(model: GPT, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Compare names and shapes with the model's.
+    """Check that names and shapes of tensors are those of the model.
 
     Raises:
         InputError: if they are another model's; the message names the first difference.

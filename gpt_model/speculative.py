@@ -51,7 +51,7 @@ def acceptance_rate(rounds: Iterable[Round]) -> float:
 def speculate(
     target: LanguageModel, draft: LanguageModel, ids: Sequence[int], sampling: Sampling | None = None, n_draft: int = 4
 ) -> Iterator[Round]:
-    """Continue `ids` as `target` alone would, with fewer passes of it; a round is yielded as it is made.
+    """Continue `ids` as `target` alone would, with fewer passes of it; yield each round as it is made.
 
     Args:
         target: the model whose text is wanted.

@@ -1,6 +1,6 @@
 """The tokenizer that lies beside a model in Hugging Face layout, as ours.
 
-    tokenizer.json            all of it: what `RegexTokenizer.to_huggingface` writes, and GPT-2's
+    tokenizer.json            all of it: what `minbpe.to_huggingface` writes, and GPT-2's
     vocab.json, merges.txt    the older form: ids, and merges in order
 
 Only byte-level byte-pair encoding is read, with a split pattern that we know: GPT-2's or GPT-4's. Their files store

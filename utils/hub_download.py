@@ -115,7 +115,7 @@ class _Download:
         raise DownloadError(f"{self.url} came twice with a wrong checksum: the server or a proxy on the way damages it")
 
     def fetch(self) -> tuple[Path, str]:
-        """Ask until all of the file has come. Returns its part, and the checksum it should have."""
+        """Ask until all of the file has come; return its part, and the checksum it should have."""
         failures, furthest, reached = 0, 0, False
         while True:
             try:
@@ -141,7 +141,7 @@ class _Download:
                 time.sleep(delay)
 
     def attempt(self) -> tuple[Path, str]:
-        """One request: for the whole file, or for what its part lacks."""
+        """Send one request, for the whole file or for what its part lacks."""
         part = next(iter(self.parts()), None)
         etag = unquote(part.name[len(self.target.name) + 1 : -len(".part")]) if part else ""
         # its last byte is asked for again: of a complete part nothing would be left to send, which is an error
@@ -258,7 +258,7 @@ class _Download:
             raise NoConnectionError(f"cannot reach {where}: {_reason(error)}{advice}") from error
 
     def advice(self, status: int) -> str:
-        """What to do about a refusal. The Hub says 401 also of a repository that does not exist."""
+        """Return what to do about a refusal. The Hub says 401 also of a repository that does not exist."""
         if status == HTTPStatus.UNAUTHORIZED and _token():
             return "HF_TOKEN is not valid: unset it, or make a new one at https://huggingface.co/settings/tokens"
         if status == HTTPStatus.FORBIDDEN and _token():

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt_model import GPT, GPTConfig, convert, generate
 from gpt_model.run_directory import load_tokenizer
 from utils.files import InputError
-from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer
+from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer, to_huggingface
 
 
 def test_prints_prompt_and_continuation(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_a_folder_of_hugging_face(tmp_path: Path, capsys: pytest.CaptureFixture[
     size = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
     theirs = GPT2LMHeadModel(GPT2Config(**size)).eval()
     theirs.save_pretrained(tmp_path)
-    GPT2Tokenizer().to_huggingface(tmp_path)
+    to_huggingface(GPT2Tokenizer(), tmp_path)
     ids = torch.tensor([GPT2Tokenizer().encode("Anne was")])
     written = theirs.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, pad_token_id=0
@@ -75,7 +75,7 @@ def test_a_folder_whose_tokenizer_is_missing_or_anothers(tmp_path: Path) -> None
         with pytest.raises(InputError, match=message):
             convert.main(convert.Config(pretrained=str(folder), latent_dim=8, out=out))
         assert not out.exists()
-        RegexTokenizer().to_huggingface(folder)
+        to_huggingface(RegexTokenizer(), folder)
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from gpt_model import GPTConfig, costs
 from gpt_model.devices import find_device
 from gpt_model.plan import NEARLY, USABLE, Config, Serving, plan, report
 from utils.files import InputError
+from utils.ranges import range_of
 
 ROOT = Path(__file__).parent.parent.parent
 SIZES = ["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl", "demo", "tiny"]
@@ -151,13 +152,25 @@ def test_nonsense_is_one_line_on_the_command_line() -> None:
     [
         ({"size": "gpt5"}, "there is no preset 'gpt5'; there are gpt2-small, .*"),
         ({"gpu": "0GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '0GB'"),
+        ({"gpu": "9" * 400 + "GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '9+GB'"),
         ({"gpu": "-24GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '-24GB'"),
         ({"context": 0}, "context must be at least 1 and at most 16,777,216, got 0"),
         ({"tokens_per_step": 0}, "tokens_per_step must be at least 1 and .*, got 0"),
         ({"sequences": 0}, "sequences must be at least 1 and .*, got 0"),
-        ({"utilisation": 40.0}, r"utilisation must be above 0 and at most 1, got 40\.0"),
+        ({"utilisation": 40.0}, r"utilisation must be at least 0\.001 and at most 1, got 40\.0"),
     ],
 )
 def test_wrong_values_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         plan(Config(**fields))
+
+
+@pytest.mark.parametrize("size", ["gpt2-xl", "tiny"])
+@pytest.mark.parametrize("name", ["context", "tokens_per_step", "utilisation", "sequences"])
+def test_the_ends_of_each_range_can_be_planned(name: str, size: str) -> None:
+    range_ = range_of(get_type_hints(Config, include_extras=True)[name])
+    assert range_ is not None
+    for number in (range_.least, range_.most):
+        for gpu in ("0.001GB", "24GB", "1000000GB"):
+            config = Config(size=size, gpu=gpu, **{name: number})
+            assert report(config, plan(config))

@@ -249,7 +249,7 @@ def test_what_cannot_be_converted_is_refused(changes: dict[str, Any], convert_it
 def test_the_report_reads_as_a_table() -> None:
     report = [LayerReport(40, 0.25, 1536, 640), LayerReport(9, 0.001, 1536, 144)]
     assert [" ".join(line.split()) for line in describe(report).splitlines()] == [
-        "layer size error bytes of cache a token",
+        "layer size error bytes of cache per token",
         "0 40 25.00% 1,536 -> 640",
         "1 9 0.10% 1,536 -> 144",
         "sum 3,072 -> 784",

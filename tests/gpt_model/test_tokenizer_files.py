@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, GPT2TokenizerFast
 from gpt_model.tokenizer_files import read_tokenizer
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, GPT2Tokenizer, RegexTokenizer
-from working_with_text_data.minbpe.interop import byte_letters
+from working_with_text_data.minbpe.interop import byte_letters, to_huggingface
 
 TEXTS = ("", " ", "It is a truth\n\n  universally 1813 acknowledged, don't", "naïve 👩‍👧 \x00 <|endoftext|>")
 
@@ -27,7 +27,7 @@ def trained(text: str, pattern: str, normalization: Any = None) -> RegexTokenize
 def folder(persuasion: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds a tokenizer.json of ours; copy it before changing it."""
     path = tmp_path_factory.mktemp("tokenizer")
-    trained(persuasion[:20_000], GPT4_PATTERN).to_huggingface(path)
+    to_huggingface(trained(persuasion[:20_000], GPT4_PATTERN), path)
     return path
 
 
@@ -35,7 +35,7 @@ def folder(persuasion: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN])
 def test_what_we_write_is_read_back(pattern: str, normalization: Any, persuasion: str, tmp_path: Path) -> None:
     ours = trained(persuasion[:20_000], pattern, normalization)
-    ours.to_huggingface(tmp_path)
+    to_huggingface(ours, tmp_path)
     found = read_tokenizer(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert (found.vocab, found.special_tokens, found.pattern) == (ours.vocab, ours.special_tokens, ours.pattern)
