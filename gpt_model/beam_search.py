@@ -49,7 +49,8 @@ def beam_search(
             that are not finite.
     """
     _check(model, ids, n_beams, max_new_tokens, length_penalty, end_token)
-    device, V = device_of(model), model.config.vocab_size
+    device = device_of(model)
+    V = model.config.vocab_size
     cache = model.new_cache(n_beams, len(ids) + max_new_tokens - 1)  # the last new token is never read
     # the prompt is read once; all rows go on from it, and all but the first are dead until they get a beam
     logits_B1V, _ = model(torch.tensor([list(ids)], device=device), mask=None, cache=cache.rows(0, 1), last_only=True)

@@ -50,7 +50,8 @@ def variants(config: GPTConfig) -> dict[str, GPTConfig]:
 
 def parameters(config: GPTConfig) -> dict[str, int]:
     """Return the number of parameters of each part; the output layer is the token embedding, and counts once."""
-    C, L, E, bias = config.d_model, config.n_layers, config.n_experts, config.bias
+    C, L, E = config.d_model, config.n_layers, config.n_experts
+    bias = config.bias
     feed_forward = 4 * C * C + 4 * C * C + bias * (4 * C + C)
     return {
         "token embedding": config.padded_vocab_size * C,
@@ -248,7 +249,8 @@ def training_memory(
         autocast: whether products are computed in bfloat16.
         optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
     """
-    N, matrices = n_parameters(config), config.n_layers * _block_matrices(config, config.n_experts)
+    N = n_parameters(config)
+    matrices = config.n_layers * _block_matrices(config, config.n_experts)
     head = config.padded_vocab_size * config.d_model
     return TrainingMemory(
         weights=N * FLOAT32,
@@ -285,13 +287,15 @@ def _head_activations(config: GPTConfig, autocast: bool) -> int:
 
     They hold what enters the norm, its mean and spread, what leaves it, all log probabilities, token and target.
     """
-    C, narrow = config.d_model, 2 if autocast else FLOAT32
+    C = config.d_model
+    narrow = 2 if autocast else FLOAT32
     return FLOAT32 * (C + 2) + narrow * C + FLOAT32 * config.vocab_size + 2 * INT64
 
 
 def _block_activations(config: GPTConfig, length: int, autocast: bool) -> int:
     """Return the bytes per token of a block: what enters each norm, its mean and spread, what enters each product."""
-    C, narrow = config.d_model, 2 if autocast else FLOAT32
+    C = config.d_model
+    narrow = 2 if autocast else FLOAT32
     residual = FLOAT32 * 2 * (C + 2)
     feed_forward = narrow * (C + 4 * C + 4 * C)  # before expanding, before GELU, after
     if config.n_experts:  # of each expert that is asked, with its answer, plain and weighted; what enters the router

@@ -88,7 +88,8 @@ class StreamedText:
         text = self._held + self._decoder.decode(data, final=final)
         found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
         if found:
-            self.ended, self._held = True, ""
+            self.ended = True
+            self._held = ""
             return text[: min(found)[1]]
         self.ended = final
         n_held = 0 if final else max((self._overlap(text, stop) for stop in self.stop), default=0)
@@ -228,8 +229,8 @@ class TextGenerator:
         stop_tokens = sampling.stop_tokens
         if stop_tokens is None:
             stop_tokens = () if self.end_of_text is None else (self.end_of_text,)
-        size, device = self.model.config.vocab_size, device_of(self.model)
-        sampler = Sampler(sampling, [row.ids for row in rows], size, stop_tokens, device)
+        vocab_size = self.model.config.vocab_size
+        sampler = Sampler(sampling, [row.ids for row in rows], vocab_size, stop_tokens, device_of(self.model))
         return self._run(rows, sampler, set(stop_tokens))
 
     @torch.inference_mode()

@@ -51,7 +51,8 @@ class Block(nn.Module):
         if self.has_experts:
             y_BTC, imbalance = self.feed_forward(normed_BTC)
         else:
-            y_BTC, imbalance = self.feed_forward(normed_BTC), 0.0
+            y_BTC = self.feed_forward(normed_BTC)
+            imbalance = 0.0
         return x_BTC + self.dropout(y_BTC), imbalance
 
 
@@ -122,7 +123,8 @@ class GPT(nn.Module):
         mask = mask or CAUSAL
         longest = 0
         if cache is not None:
-            mask, longest = cache.mask(mask), max(cache.lengths)
+            mask = cache.mask(mask)
+            longest = max(cache.lengths)
         if positions is None:
             if longest + T > self.config.context_length:
                 raise ValueError(f"{longest + T} tokens are more than the context of {self.config.context_length}")

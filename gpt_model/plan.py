@@ -33,10 +33,10 @@ from gpt_model.devices import DEVICES, GB, Device, find_device
 from utils.files import InputError
 from utils.ranges import Count, Range, check_ranges
 
-SERVED = torch.bfloat16  # weights and caches
-LARGEST_GPU = 10**6  # GB; a larger number is a slip of the finger
-USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, and for gaps between what is in use
-NEARLY = 0.9  # of the highest ceiling counts as no less
+SERVING_DTYPE = torch.bfloat16  # weights and caches
+LARGEST_GPU = 10**6  # GB; a larger number is a typing mistake
+USABLE_SHARE = 0.9  # of a GPU's memory: the rest is for CUDA itself, and for gaps between what is in use
+NEARLY_HIGHEST = 0.9  # of the highest ceiling counts as no less
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def plan(config: Config) -> Plan:
     micro_batch = _largest_batch(model, config, device, rows)
     lean = replace(model, checkpoint_activations=True)
     if not micro_batch and (with_less := _largest_batch(lean, config, device, rows)):
-        model, micro_batch = lean, with_less
+        model = lean
+        micro_batch = with_less
         assumptions.append("each block is computed again in the backward pass, so that a row fits")
     flops_per_token = training_flops(model, 1, config.context) / config.context
     serving = [
@@ -148,7 +149,7 @@ def plan(config: Config) -> Plan:
         assumptions=[
             *assumed,
             *assumptions,
-            f"{USABLE:.0%} of the memory can be used: {_gib(USABLE * device.memory)}",
+            f"{USABLE_SHARE:.0%} of the memory can be used: {_gib(USABLE_SHARE * device.memory)}",
             f"training, in bfloat16 autocast, reaches {config.utilisation:.0%} of the peak",
             "serving, in bfloat16, is as fast as the data sheet",
         ],
@@ -174,19 +175,19 @@ def _largest_batch(model: GPTConfig, config: Config, device: Device, most: int) 
     """Return how many rows fit, up to those of a step."""
     one, two = (training_memory(model, n, config.context, optimizer=config.optimizer).total for n in (1, 2))
     a_row = two - one
-    return max(0, min(most, int((USABLE * device.memory - (one - a_row)) // a_row)))
+    return max(0, min(most, int((USABLE_SHARE * device.memory - (one - a_row)) // a_row)))
 
 
 def _serving(name: str, model: GPTConfig, config: Config, device: Device) -> Serving:
-    cache = cache_bytes(model, 1, config.context, SERVED)
-    logits = model.padded_vocab_size * SERVED.itemsize
-    fits = max(0, int((USABLE * device.memory - weight_bytes(model, SERVED)) // (cache + logits)))
+    cache = cache_bytes(model, 1, config.context, SERVING_DTYPE)
+    logits = model.padded_vocab_size * SERVING_DTYPE.itemsize
+    fits = max(0, int((USABLE_SHARE * device.memory - weight_bytes(model, SERVING_DTYPE)) // (cache + logits)))
     sequences = fits if config.sequences is None else config.sequences
     if not 0 < sequences <= fits:
         return Serving(name, cache, fits, sequences=0, ceiling=0.0, bound="")
     flops = sequences * forward_flops(model, 1, 1, cached=config.context - 1)
     seconds = {
-        "bytes": decoding_bytes(model, sequences, config.context, SERVED) / device.bytes_per_second,
+        "bytes": decoding_bytes(model, sequences, config.context, SERVING_DTYPE) / device.bytes_per_second,
         "operations": flops / device.flops_per_second,
     }
     bound = max(seconds, key=seconds.__getitem__)
@@ -195,7 +196,7 @@ def _serving(name: str, model: GPTConfig, config: Config, device: Device) -> Ser
 
 def _favoured(serving: list[Serving]) -> Serving | None:
     highest = max(one.ceiling for one in serving)
-    fast = [one for one in serving if one.sequences and one.ceiling >= NEARLY * highest]
+    fast = [one for one in serving if one.sequences and one.ceiling >= NEARLY_HIGHEST * highest]
     return max(fast, key=lambda one: one.cache, default=None)
 
 
@@ -229,7 +230,7 @@ def _favoured_lines(made: Plan) -> list[str]:
     groups = f"; among group counts, {made.favoured_groups.name}" if made.favoured_groups else ""
     return [
         f"This GPU favours {made.favoured.name}{groups}.",
-        f"The rule: of all within {1 - NEARLY:.0%} of the highest ceiling, the one that remembers most,",
+        f"The rule: of all within {1 - NEARLY_HIGHEST:.0%} of the highest ceiling, the one that remembers most,",
         "since a smaller cache costs quality.",
     ]
 

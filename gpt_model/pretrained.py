@@ -196,7 +196,8 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
 
 
 def _find(name_or_path: str | Path, cache_dir: str | Path | None, revision: str | None) -> Path:
-    folder, name = Path(name_or_path), str(name_or_path)
+    folder = Path(name_or_path)
+    name = str(name_or_path)
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"{folder} is a folder: it has no revision {revision!r}, only what is in it")

@@ -85,7 +85,8 @@ def load(run: Path | None, pretrained: str | None, weights: str = "model.safeten
     if (run is None) == (pretrained is None):
         raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
     if run is not None:
-        model, tokenizer = load_model(run, weights), load_tokenizer(run)
+        model = load_model(run, weights)
+        tokenizer = load_tokenizer(run)
         check_tokenizer(model.config, tokenizer, run)
         return model, tokenizer
     folder = Path(pretrained)

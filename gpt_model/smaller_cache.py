@@ -105,7 +105,8 @@ def _require(model: GPT, kind: str, **fields: str) -> None:
 @torch.no_grad()
 def _replace_attention(model: GPT, convert: Callable[[MultiHeadAttention], Converted]) -> tuple[GPT, list[LayerReport]]:
     """Return a copy of the model with another attention in each block."""
-    converted, report = copy.deepcopy(model), []
+    converted = copy.deepcopy(model)
+    report = []
     for block in converted.blocks:
         full = block.attention
         layer, size, error = convert(full)
@@ -116,7 +117,8 @@ def _replace_attention(model: GPT, convert: Callable[[MultiHeadAttention], Conve
 
 def _mean_of_groups(full: MultiHeadAttention, config: GPTConfig) -> Converted:
     """Return the layer with the mean of the keys and values in each group of heads."""
-    weights, lost = {"out.weight": full.out.weight}, {}
+    weights = {"out.weight": full.out.weight}
+    lost = {}
     for kind, parameter in full.qkv.named_parameters():  # weight (3C, C), and bias (3C,)
         weights[f"query.{kind}"], *keys_and_values = parameter.chunk(3)
         for name, heads in zip(("key", "value"), keys_and_values, strict=True):

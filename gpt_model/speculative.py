@@ -118,7 +118,8 @@ def verify(
         proposed: these.
         generator: the source of randomness, on the CPU.
     """
-    K, n = len(proposed), 0
+    K = len(proposed)
+    n = 0
     if K:
         ids_K1 = torch.tensor(proposed, device=p_KV.device)[:, None]
         p_K, q_K = p_KV[:K].gather(1, ids_K1)[:, 0], torch.stack(list(q_KV)).gather(1, ids_K1)[:, 0]

@@ -179,7 +179,8 @@ class FastDecoder:
 
         If there is no room at all, the model says what is wrong.
         """
-        length, spare = cache.lengths[0], 0 if self._recorded else 1
+        length = cache.lengths[0]
+        spare = 0 if self._recorded else 1
         fits = cache.max_length is None or length + spare < cache.max_length
         return 0 < length < self.config.context_length and fits
 

@@ -79,7 +79,9 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
         self.dtype = linear.weight.dtype
         quantized_OI, scale_O = quantize_rows(linear.weight.detach())
         self.register_buffer("scale", scale_O)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gpt_model import GPTConfig, costs
 from gpt_model.devices import find_device
-from gpt_model.plan import NEARLY, USABLE, Config, Serving, plan, report
+from gpt_model.plan import NEARLY_HIGHEST, USABLE_SHARE, Config, Serving, plan, report
 from utils.files import InputError
 from utils.ranges import range_of
 
@@ -34,7 +34,7 @@ anything = given(
 @anything
 def test_the_batch_fits_and_no_larger_one_does(**fields: Any) -> None:
     made = plan(config := Config(**fields))
-    usable = USABLE * made.device.memory
+    usable = USABLE_SHARE * made.device.memory
 
     def total(model: GPTConfig, batch: int) -> int:
         return costs.training_memory(model, batch, config.context, optimizer=config.optimizer).total
@@ -53,7 +53,7 @@ def test_the_batch_fits_and_no_larger_one_does(**fields: Any) -> None:
 @anything
 def test_texts_fit_and_the_favoured_remembers_most_of_the_fastest(**fields: Any) -> None:
     made = plan(config := Config(**fields))
-    usable = USABLE * made.device.memory
+    usable = USABLE_SHARE * made.device.memory
     kinds = costs.variants(made.model)
     without = {name for name in kinds if name.startswith("SWA") and config.context <= costs.WINDOW}
     assert [one.name for one in made.serving] == [name for name in kinds if name not in without]
@@ -72,9 +72,9 @@ def test_texts_fit_and_the_favoured_remembers_most_of_the_fastest(**fields: Any)
         if favoured is None:
             assert not possible
             continue
-        assert favoured.ceiling >= NEARLY * max(one.ceiling for one in possible)
+        assert favoured.ceiling >= NEARLY_HIGHEST * max(one.ceiling for one in possible)
         for one in possible:
-            assert one.cache <= favoured.cache or one.ceiling < NEARLY * max(one.ceiling for one in possible)
+            assert one.cache <= favoured.cache or one.ceiling < NEARLY_HIGHEST * max(one.ceiling for one in possible)
 
 
 def by_name(config: Config) -> dict[str, Serving]:
