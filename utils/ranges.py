@@ -49,22 +49,25 @@ Share = Annotated[float, Range(0, 1, open_above=True)]
 
 
 def check_ranges(config: Any) -> None:
-    """Check each field of a dataclass whose type is annotated with a `Range`; None passes where the type allows it.
+    """Check each field of a dataclass whose type is annotated with a `Range`, each element of a tuple; None passes.
 
     Raises:
         InputError: for the first number outside its range; the message names the field, the range and the number.
     """
     for name, annotation in get_type_hints(type(config), include_extras=True).items():
-        range_, number = range_of(annotation), getattr(config, name)
-        if range_ is not None and number is not None and number not in range_:
-            raise InputError(f"{name} must be {range_}, got {number}")
+        range_, value = range_of(annotation), getattr(config, name)
+        if range_ is None or value is None:
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if number not in range_:
+                raise InputError(f"{name} must be {range_}, got {number}")
 
 
 def range_of(annotation: Any) -> Range | None:
     """Return the `Range` in a type annotation such as `Annotated[int, Range(1)] | None`, if there is one."""
     if get_origin(annotation) is Annotated:
         return next((extra for extra in annotation.__metadata__ if isinstance(extra, Range)), None)
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
         return next((found for part in get_args(annotation) if (found := range_of(part))), None)
     return None
 

@@ -1,7 +1,7 @@
 """Byte-pair encoding as a textbook has it: nothing remembered, everything counted anew.
 
 Too slow for more than a page or two, and easy to believe. The tests hold the fast code against it, and
-`benchmark.py` measures what each step from here to there gains.
+`python -m working_with_text_data.benchmark` measures what each step from here to there gains.
 """
 
 from collections.abc import Iterable, Mapping
