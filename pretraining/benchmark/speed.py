@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretraining import simple
-from pretraining.runs import open_run
+from pretraining.open_run import open_run
 from utils.hardware import keep_freed_memory
 from utils.measuring import in_processes
 
