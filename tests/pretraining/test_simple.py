@@ -353,7 +353,7 @@ class TestSizes:
         self, data: Path, tmp_path: Path, changes: dict[str, object], precision: str
     ) -> None:
         with pytest.raises(InputError, match=r"a training step would need [\d,]+ GB at least, and cpu has"):
-            simple.main(tiny(data, tmp_path / "run", precision=precision, **changes))
+            simple.main(tiny(data, tmp_path / "new" / "folders" / "run", precision=precision, **changes))
         assert not list(tmp_path.iterdir())
 
     def test_a_step_needs_at_least_what_is_compared(self, data: Path, tmp_path: Path) -> None:
