@@ -66,13 +66,12 @@ def main(config: Config) -> dict[str, Any] | None:
         InputError: if a stage cannot be done, another process does it, or what is there was not made by a demo.
     """
     check_writable(config.out)
+    tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
+    data = config.out.with_name(f"{config.out.name}-data")
     with alone(config.out, "training in"):
-        tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
-        data = config.out.with_name(f"{config.out.name}-data")
         if config.fresh:
             check_deletable(config.out)
-        check_made_by_a_demo(tokenizer_file, data)
-        if config.fresh:
+            check_made_by_a_demo(tokenizer_file, data)
             with alone(data, "making"):
                 delete_run(config.out)
                 delete_ours(data, DATA_FILES)
@@ -86,7 +85,8 @@ def main(config: Config) -> dict[str, Any] | None:
 
 
 def _make(config: Config, tokenizer_file: Path, data: Path) -> dict[str, Any] | None:
-    """Do the stages that are not done yet."""
+    """Do the stages that are not done yet; return None if training was interrupted."""
+    check_made_by_a_demo(tokenizer_file, data)
     if not tokenizer_file.exists():
         log.info("1/4  learning a tokenizer from Jane Austen's novels")
         train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=tokenizer_file))
