@@ -210,7 +210,7 @@ def make(folder: Path, *arguments: str, **variables: str) -> subprocess.Complete
 
 def test_make_lists_its_targets() -> None:
     listed = make(ROOT).stdout
-    for target in ("demo", "test", "lint", "notebooks", "notebook", "clean"):
+    for target in ("demo", "test", "exhaustive", "lint", "notebooks", "notebook", "clean"):
         assert f"make {target} " in listed
 
 
