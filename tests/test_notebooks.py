@@ -16,7 +16,9 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
 NOTEBOOKS = [*LESSONS, *sorted(ROOT.glob("*/solutions/[0-9]*.ipynb"))]
-VARIES = "varies"  # the tag of a cell that prints times, or what came of training: other machines print something else
+# The tag of a cell whose text is another elsewhere or later: it prints times, or what came of training, or it counts
+# the code of this repository.
+VARIES = "varies"
 DECIMAL = re.compile(r"-?\d[\d,]*(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
 
 
