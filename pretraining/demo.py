@@ -18,7 +18,7 @@ from gpt_model import GPT, TextGenerator
 from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining import evaluate, simple
 from pretraining.metrics import read_metrics
-from pretraining.runs import delete_run
+from pretraining.open_run import delete_run
 from utils.files import write_atomically
 from utils.hardware import describe
 from working_with_text_data import prepare, train_tokenizer

@@ -24,7 +24,7 @@ from pretraining.checkpoint import load_checkpoint, save_checkpoint
 from pretraining.config import PRESETS, Config
 from pretraining.metrics import append_metrics, draw_loss, forget_metrics_after
 from pretraining.optimizers import make_optimizers
-from pretraining.runs import open_run
+from pretraining.open_run import open_run
 from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory, pick_device

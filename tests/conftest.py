@@ -1,4 +1,7 @@
-"""What many tests share: text, a prepared data folder, and a small model trained for a few steps."""
+"""What many tests share: text, a prepared data folder, and a small model trained for a few steps.
+
+What a run of the tests leaves out, and what it says of itself in the end, is in `tests/whole_run.py`.
+"""
 
 import os
 import random
@@ -11,6 +14,13 @@ import torch
 
 from pretraining import simple
 from tests.tiny_run import tiny
+from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
 
@@ -19,13 +29,6 @@ from working_with_text_data.text_files import CORPUS
 def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Has a line shown when all tests are done, whichever process this one ran in."""
     return lambda line: record_property("say", line)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for report in terminalreporter.stats.get("passed", []):
-        for name, line in report.user_properties:
-            if name == "say":
-                terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

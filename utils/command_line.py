@@ -1,19 +1,26 @@
 """The command line of every script: one dataclass, and one line where the user made a mistake."""
 
 import inspect
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.files import InputError
+from utils.files import InputError, printable
 
 Config = TypeVar("Config")
+
+NARROWEST = 40  # columns of a terminal; with fewer, tyro's layout of the help does not come to an end
 
 
 def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config] | None = None) -> None:
     """Make a Config from the arguments, call `main` with it, and end the process.
+
+    What is printed reaches any console: characters that it cannot hold are written out, and a reader that has seen
+    enough (`| head`) ends the script quietly.
 
     Args:
         main: what the script does.
@@ -21,13 +28,30 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
         presets: configurations with a name. Given as first argument it replaces the defaults, and
             flags after it change single fields: `python -m pretraining.simple demo --steps 100`.
     """
+    _open_streams()
+    try:
+        try:
+            _run(main, config_class, presets or {})
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more. Without this, Python would try to write again as it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError, MemoryError) as error:
+        logging.getLogger(__name__).debug("traceback, since LOG_LEVEL is DEBUG", exc_info=True)
+        sys.exit(f"error: {describe(error)}")
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        sys.exit(130)
+
+
+def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config]) -> None:
     import tyro  # here only: importing a script's module must not need it
 
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
-        sys.exit(f"error: LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
+        raise InputError(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    presets = presets or {}
     arguments = sys.argv[1:]
     description = inspect.cleandoc(config_class.__doc__ or "")
     default: dict[str, Any] = {}
@@ -36,19 +60,28 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
     elif presets:
         description += f"\n\nPresets, as first argument: {', '.join(presets)}. Flags after one change its values."
     program = f"python -m {sys.modules['__main__'].__spec__.name.removesuffix('.__main__')}"  # type: ignore[union-attr]
-    try:
-        main(tyro.cli(config_class, args=arguments, prog=program, description=description, **default))
-    except (InputError, OSError) as error:
-        logging.getLogger(__name__).debug("traceback, since LOG_LEVEL is DEBUG", exc_info=True)
-        sys.exit(f"error: {describe(error)}")
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped\n")
-        sys.exit(130)
+    main(tyro.cli(config_class, args=arguments, prog=program, description=description, **default))
 
 
-def describe(error: Exception) -> str:
-    """An error in one line."""
+def describe(error: BaseException) -> str:
+    """Return an error as one line that commands no terminal, whatever names and texts are quoted in it."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}"
-    return " ".join(str(error).split())
+        return printable(f"{where}{error.strerror}")
+    return printable(" ".join(str(error).split()))
+
+
+def _open_streams() -> None:
+    """Make sure that the three standard streams exist, and that whatever is printed can be written."""
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if os.environ.get("COLUMNS", "").isdecimal():
+        os.environ["COLUMNS"] = str(max(NARROWEST, int(os.environ["COLUMNS"])))

@@ -1,17 +1,19 @@
 """Errors a person can act on, and files that are either the old one or the new one, never half of one."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
-class InputError(ValueError):
+class InputError(Exception):
     """What the user gave is wrong. The message is one line: the value, and what would be right.
 
-    The command line prints it without a traceback.
+    The command line prints it without a traceback. It is no ValueError, so that code that expects one of a
+    library's does not swallow it.
     """
 
 
@@ -50,7 +52,28 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        InputError: if it is not JSON, not UTF-8, or nested more deeply than can be read.
+    """
+    content = path.read_bytes()
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise InputError(f"{path} is damaged: its brackets are nested too deeply") from error
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {printable(str(error))}") from error
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, with what a terminal would obey written out: an escape character as \\x1b."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
 def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from gpt_model.costs import training_memory
 from pretraining import simple
 from pretraining.metrics import read_metrics
 from pretraining.optimizers import Muon, make_optimizers
-from pretraining.runs import open_run
+from pretraining.open_run import open_run
 from tests.tiny_run import tiny
 from utils.peaks import peak_memory
 

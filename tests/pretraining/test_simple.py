@@ -18,7 +18,7 @@ import torch
 from gpt_model import GPT
 from pretraining import simple
 from pretraining.metrics import read_metrics
-from pretraining.runs import open_run
+from pretraining.open_run import open_run
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 from working_with_text_data.shards import write_shard

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import sha256, write_atomically
+from utils.files import InputError, printable, read_json, sha256, write_atomically
 
 
 def test_a_finished_block_replaces_the_file(tmp_path: Path) -> None:
@@ -64,3 +64,15 @@ def test_a_failed_write_says_where(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 5_000, b"\xff", b"", b"{" + b'"a":{' * 5_000, b'{"a": \x00}'])
+def test_damaged_json_is_one_line_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"^\S+file\.json is damaged: [^\n]+$"):
+        read_json(path)
+
+
+def test_what_a_terminal_would_obey_is_written_out() -> None:
+    assert printable("a\x1b[2Jb\n\u202e\u200bé 日") == r"a\x1b[2Jb\n\u202e\u200bé 日"

@@ -111,7 +111,7 @@ def assert_same_when_long(name: str, text: str) -> None:
 # -- any text --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cases", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [3_000, pytest.param(100_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_of_hostile_text_equal_tiktokens(name: str, cases: int, say: Callable[[str], None]) -> None:
     everything: list[str] = []
@@ -144,13 +144,16 @@ def test_a_text_that_fails_is_shortened_to_what_matters() -> None:
 ALONE, SURROUNDED = "{}", "'{} a{}'s 1{}2  {}\n"
 
 
-@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("around", [ALONE, SURROUNDED], ids=["alone", "surrounded"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_code_point_is_what_it_is_to_tiktoken(
     name: str, around: str, step: int, say: Callable[[str], None]
 ) -> None:
-    """Assigned or not, alone and in places where it matters what kind of character it is."""
+    """Assigned or not, alone and in places where it matters what kind of character it is.
+
+    Day by day one code point in 37, exhaustively all of them.
+    """
     ours, theirs = both(name)
     texts = [around.replace("{}", character) for character in EVERY_CHARACTER[::step]]
     for start in range(0, len(texts), 2**14):  # so few that the pieces are remembered the second time
@@ -175,7 +178,7 @@ ENDLESS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [100_000, pytest.param(1_000_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("kind", ENDLESS)
 @pytest.mark.parametrize("name", NAMES)
 def test_text_without_a_cut_takes_seconds(name: str, kind: str, size: int) -> None:
@@ -188,7 +191,7 @@ def test_text_without_a_cut_takes_seconds(name: str, kind: str, size: int) -> No
     assert ours.decode(found) == text
 
 
-@pytest.mark.parametrize("n_spaces", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_spaces", [100_000, pytest.param(1_000_000, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", NAMES)
 def test_spaces_before_a_word_are_all_but_one_a_piece(name: str, n_spaces: int) -> None:
     """At this length tiktoken's engine overflows its stack, so it gets the two pieces one by one."""

@@ -303,9 +303,15 @@ def text_messages(folder: Path) -> Iterator[str]:
     yield from (folder / "sms_spam" / "SMSSpamCollection.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("how_much", ["a sample", pytest.param("all", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("source", [gutenberg, json_lines, plain_files, reviews, instructions, text_messages])
 @pytest.mark.parametrize("name", NAMES)
-def test_ids_of_real_text_equal_tiktokens(name: str, source: Any, real_data: Path, say: Callable[[str], None]) -> None:
-    n_documents, n_tokens = assert_ids_equal(name, source(real_data))
+def test_ids_of_real_text_equal_tiktokens(
+    name: str, source: Any, how_much: str, real_data: Path, say: Callable[[str], None]
+) -> None:
+    """Day by day how up to a thousand documents of each corpus begin; exhaustively all 112 million characters."""
+    documents = list(source(real_data))
+    if how_much == "a sample":
+        documents = [document[:4_000] for document in documents[:: len(documents) // 1000 + 1]]
+    n_documents, n_tokens = assert_ids_equal(name, documents)
     say(f"{name}, {source.__name__}: {n_tokens:,} ids equal tiktoken's, in {n_documents:,} documents")

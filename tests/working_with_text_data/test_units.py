@@ -64,7 +64,7 @@ def test_units_one_by_one_give_the_pieces_of_the_whole(pattern: str, text: str) 
 
 
 @PATTERNS
-@pytest.mark.parametrize("length", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [1, 2, 3, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_so_do_all_short_texts_of_each_kind_of_character(pattern: str, length: int) -> None:
     for characters in itertools.product(KINDS, repeat=length):
         assert_cut_between_pieces(pattern, "".join(characters))
@@ -83,11 +83,14 @@ def test_so_does_all_that_looks_like_a_contraction(pattern: str) -> None:
         assert_cut_between_pieces(pattern, f"x'{first}{second} '{first}{second}'{first}")
 
 
-@pytest.mark.slow
 @PATTERNS
-def test_so_does_every_character_beside_each_kind(pattern: str) -> None:
-    """Of those that UTF-8 spells with up to three bytes; the four bytes of others are in `test_hostile_text`."""
-    for start in range(0, 0x10000, 64):
+@pytest.mark.parametrize("one_in", [16, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_so_does_every_character_beside_each_kind(pattern: str, one_in: int) -> None:
+    """Of those that UTF-8 spells with up to three bytes; the four bytes of others are in `test_hostile_text`.
+
+    Day by day, those below U+0400 and one block of 64 in 16 of the others; exhaustively all.
+    """
+    for start in [*range(0, 0x400, 64), *range(0x400, 0x10000, 64 * one_in)]:
         characters = [chr(i) for i in range(start, start + 64) if not 0xD800 <= i < 0xE000]
         assert_cut_between_pieces(pattern, "".join(a + b + a for a in characters for b in KINDS))
 
@@ -264,8 +267,9 @@ def test_counting_forgets_units_and_loses_no_piece(
     assert counter.result() == Counter(piece.encode("utf-8") for text in texts for piece in SPLIT[pattern](text))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_stream_of_ever_new_words_fills_no_more_than_the_caches(rng: random.Random) -> None:
+    """Day by day, `test_forgetting_changes_no_id` shows the same of small caches."""
     tokenizer = GPT2Tokenizer()
     for _ in range(60):
         text = new_words(rng, 10_000)

@@ -1,0 +1,87 @@
+"""Hooks of pytest: what a run of the tests leaves out, what it says of itself in the end, and the record it stores.
+
+Tests marked `exhaustive` run only where `-m` names that mark. In the end come the lines that tests had to `say`, and
+the most memory that each process held: more than `MOST_MEMORY` fails the run. `--record FILE` stores all of this.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.files import write_atomically
+from utils.hardware import describe
+
+MOST_MEMORY = 3e9  # bytes of each process that runs tests: a laptop of 8 GB has room for two of them and a browser
+
+_peaks: dict[str, int] = {}  # bytes, by the name of the process
+_started = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--record", metavar="FILE", type=Path, help="store what has passed here, unless something failed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the exhaustive tests out unless `-m` asks for them."""
+    if "exhaustive" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+    config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Note what a worker of xdist has told of itself; one that crashed tells nothing."""
+    _peaks[node.gateway.id] = getattr(node, "workeroutput", {}).get("peak", 0)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if hasattr(session.config, "workeroutput"):  # this process is a worker
+        session.config.workeroutput["peak"] = peak
+        return
+    if not _peaks:
+        _peaks["main"] = peak
+    if session.exitstatus == pytest.ExitCode.OK and max(_peaks.values()) > MOST_MEMORY:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if session.exitstatus == pytest.ExitCode.OK and session.config.option.record:
+        record = _record(session.config.pluginmanager.get_plugin("terminalreporter"))
+        with write_atomically(session.config.option.record) as file:
+            file.write(json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _said(terminalreporter):
+        terminalreporter.write_line(line)
+    for name, peak in sorted(_peaks.items()):
+        too_much = f": more than the {MOST_MEMORY / 1e9:.0f} GB allowed" if peak > MOST_MEMORY else ""
+        terminalreporter.write_line(f"{name} took up to {peak / 1e9:.2f} GB of memory{too_much}", red=bool(too_much))
+
+
+def _said(reporter: pytest.TerminalReporter) -> Iterator[str]:
+    for report in reporter.stats.get("passed", []):
+        yield from (line for name, line in report.user_properties if name == "say")
+
+
+def _record(reporter: pytest.TerminalReporter) -> dict[str, Any]:
+    """Return what ran, where and when; of skipped tests, why."""
+    passed = Counter(report.nodeid.partition("[")[0] for report in reporter.stats.get("passed", []))
+    skipped = Counter(report.longrepr[2] for report in reporter.stats.get("skipped", []))
+    return {
+        "machine": describe(),
+        "minutes": round((time.monotonic() - _started) / 60, 1),
+        "peak_gigabytes": {name: round(peak / 1e9, 2) for name, peak in sorted(_peaks.items())},
+        "n_passed": passed.total(),
+        "skipped": dict(skipped),
+        "passed": dict(sorted(passed.items())),
+        "said": sorted(_said(reporter)),
+    }

@@ -1,0 +1,59 @@
+"""A lock on what is being written, so that two processes never write the same folder at once."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.files import InputError
+
+_held: set[Path] = set()  # by this process, which may enter such a block again inside it
+
+
+@contextmanager
+def alone(target: Path, doing: str) -> Iterator[None]:
+    """Keep every other process from writing `target` while the block runs; on Windows, only run the block.
+
+    The lock is a hidden file beside the target. The operating system frees it when the process ends, however it ends.
+
+    Args:
+        target: the folder, whether it exists yet or not.
+        doing: what is done to it, for the message: "training in".
+
+    Raises:
+        InputError: if another process is in such a block.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    key = target.parent.resolve() / target.name
+    if os.name == "nt" or key in _held:  # Windows has no such locks
+        yield
+        return
+    path = target.with_name(f".{target.name}.lock")
+    with path.open("w") as file:
+        if not _lock(file.fileno(), path):
+            raise InputError(
+                f"another process is {doing} {target}: wait until it has finished, or choose another --out"
+            )
+        _held.add(key)
+        try:
+            yield
+        finally:
+            _held.discard(key)
+            path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Take the lock, and return whether it was free."""
+    import fcntl
+
+    try:
+        # Not flock, which worker processes would inherit and keep when only this process is killed.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # any other error: a file system without locks
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:  # the other process finished, and deleted the file, between our two steps
+        return False
