@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import random
 import re
 import sys
 import tracemalloc
@@ -97,17 +96,6 @@ def test_bad_text_is_named(tmp_path: Path) -> None:
 
 
 TEXTS = ["One.\n", "Two: \u00e9\u00e8, \U0001f600.", 'Three "quoted"\r\n\x00 and \u2028 a line separator', "vier"]
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Return the content with a flipped bit, bytes lost, bytes put in, or its end cut off."""
-    at, length = rng.randrange(len(content)), rng.randrange(1, 20)
-    return rng.choice([
-        content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :],
-        content[:at] + content[at + length :],
-        content[:at] + rng.randbytes(length) + content[at:],
-        content[:at],
-    ])  # fmt: skip
 
 
 def write(file: Path, texts: Sequence[str | None]) -> Path:
@@ -353,19 +341,6 @@ class TestSeparators:
             documents[part.document] = documents.get(part.document, "") + part.text
         assert [*documents.values()] == stories
         assert caplog.messages == [f"{tmp_path}: left out 1 documents without any text"]
-
-
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "parquet"])
-def test_damaged_files_are_read_or_refused_in_a_line(tmp_path: Path, kind: str, rng: random.Random) -> None:
-    """A text may come out changed where nothing in the format tells; nothing but an InputError may come up."""
-    whole = write(tmp_path / f"whole.{kind}", [f"{i} {text}" for i in range(50) for text in TEXTS]).read_bytes()
-    file = tmp_path / f"a.{kind}"
-    for _ in range(200):
-        file.write_bytes(damaged(whole, rng))
-        try:
-            assert all(part.text for part in split_documents(file))
-        except InputError as error:
-            assert "\n" not in str(error)  # noqa: PT017 - most of the files raise, and not all need to
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "parquet"])

@@ -1,6 +1,5 @@
 """Shards: the format on disk, and what is refused."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -49,14 +48,3 @@ def test_damaged_shards_are_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"not a shard" * 500)
     with pytest.raises(InputError, match=r"t\.bin is not a token shard: its header says"):
         open_shard(path)
-
-
-def test_damaged_headers_are_refused_or_say_the_truth(tmp_path: Path, rng: random.Random) -> None:
-    path = tmp_path / "t.bin"
-    write_shard(path, np.arange(1000, dtype=np.uint16))
-    whole = path.read_bytes()
-    for _ in range(200):
-        at = rng.randrange(12)
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ rng.randrange(1, 256)]) + whole[at + 1 :])
-        with pytest.raises(InputError, match=r"t\.bin is (damaged|not a token shard)"):
-            open_shard(path)
