@@ -29,10 +29,18 @@ def at_sure_cuts(parts: Iterable[Part], tokenizer: Tokenizer) -> Iterator[Part]:
             waiting.append(part.text)
             n_waiting += len(part.text)
             if n_waiting > max(PART_LENGTH, 2 * n_tried):  # twice, so that the time stays linear without any cut
-                *ready, rest = tokenizer.split_for_workers("".join(waiting), PART_LENGTH)
+                *ready, rest = tokenizer.split_for_workers(_joined(waiting), PART_LENGTH)
                 yield from (part._replace(text=text) for text in ready)
-                waiting, n_waiting, n_tried = [rest], len(rest), len(rest)
-        yield part._replace(text="".join(waiting))
+                waiting.append(rest)
+                n_waiting = n_tried = len(rest)
+        yield part._replace(text=_joined(waiting))
+
+
+def _joined(texts: list[str]) -> str:
+    """Return the texts as one, and empty the list: a text without any place to cut should not be there twice."""
+    text = "".join(texts)
+    texts.clear()
+    return text
 
 
 def _normalized(document: Iterable[Part], tokenizer: Tokenizer) -> Iterator[Part]:
