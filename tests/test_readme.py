@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
-from gpt_model.benchmark import page
-from working_with_text_data.benchmark_figures import tables
+from gpt_model.benchmark import figures as model_figures
+from working_with_text_data.benchmark import figures as tokenizer_figures
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [
@@ -76,7 +76,7 @@ def fresh_machine_passage() -> str:
 
 
 def tokenizer_passage() -> str:
-    return tables(ROOT / "working_with_text_data" / "results")
+    return tokenizer_figures.tables(ROOT / "working_with_text_data" / "results")
 
 
 def attention_passage() -> str:
@@ -84,7 +84,7 @@ def attention_passage() -> str:
 
 
 def model_passage() -> str:
-    return page.tables(ROOT / "gpt_model" / "results")
+    return model_figures.tables(ROOT / "gpt_model" / "results")
 
 
 def variants_passage() -> str:
