@@ -9,10 +9,11 @@ WORKERS ?= 2
 # The stamps carry a checksum of what is installed, so that a change there, and nothing else, installs anew.
 KEY := $(shell cat pyproject.toml requirements.lock | cksum | cut -d' ' -f1)
 CORE := $(VENV)/core-$(KEY)
-EVERYTHING := $(VENV)/all-$(KEY)
+DEV := $(VENV)/dev-$(KEY)
+NOTEBOOKS := $(VENV)/notebooks-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint notebooks notebook clean
+.PHONY: help demo test exhaustive lint notebooks notebook clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,31 +22,38 @@ demo: $(CORE)  ## train a small GPT from raw text on this machine (ARGS=--fresh 
 	$(BIN)/python -m pretraining.demo $(ARGS)
 
 # Each worker has one core: two threads each would wait for one another.
-test: $(EVERYTHING)  ## run all tests (ARGS="-m 'not slow'" for a quick round, WORKERS=8 with more cores)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-lint: $(EVERYTHING)  ## check style and format
+test: $(DEV)  ## run the tests (ARGS="-m 'not slow'" for a quick round, WORKERS=8 with more cores)
+	$(PYTEST) $(ARGS)
+
+exhaustive: $(DEV)  ## sweep all that the tests take samples of; stores results/exhaustive.json
+	$(PYTEST) -m exhaustive --record results/exhaustive.json $(ARGS)
+
+lint: $(DEV)  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-notebooks: $(EVERYTHING)  ## execute every notebook and store its outputs
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
-		--ExecutePreprocessor.record_timing=False --coalesce-streams */[0-9]*.ipynb */solutions/[0-9]*.ipynb
+# What a cell prints is stored in as many parts as it came in; the second command joins them, so that pages compare.
+PAGES := */[0-9]*.ipynb */solutions/[0-9]*.ipynb
+notebooks: $(NOTEBOOKS)  ## execute every notebook and store its outputs
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False $(PAGES)
+	$(BIN)/jupyter nbconvert --coalesce-streams $(PAGES)
 
-notebook: $(EVERYTHING)  ## open the notebooks in Jupyter
+notebook: $(NOTEBOOKS)  ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab
 
 clean:  ## delete the environment and caches; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment has everything if it has all extras, and then the core too.
 $(CORE): | $(VENV)/ready
-	@test -e $(EVERYTHING) || $(BIN)/python -m pip install -q -c requirements.lock -e .
+	$(BIN)/python -m pip install -q -c requirements.lock -e .
 	@touch $@
 
-$(EVERYTHING): | $(VENV)/ready
-	$(BIN)/python -m pip install -q -c requirements.lock -e '.[all]'
+# With an extra comes the core.
+$(DEV) $(NOTEBOOKS): $(VENV)/%-$(KEY): | $(VENV)/ready
+	$(BIN)/python -m pip install -q -c requirements.lock -e '.[$*]'
 	@touch $@ $(CORE)
 
 $(VENV)/ready:

@@ -1,13 +1,10 @@
-"""What `benchmark.py` measures, each function in a process of its own.
+"""What this benchmark measures: each function is called in a process of its own, and returns its numbers.
 
-Every case reads its text a few megabytes at a time and forgets the results, so that memory stays bounded
-whatever the size of the text; only reading and checking are outside the clock.
+Texts are read a few megabytes at a time and results are forgotten, so that memory stays bounded whatever the size
+of a text. Reading and checking are outside the clock. Nothing here imports PyTorch, which every process would wait for.
 """
 
-import gc
 import os
-import resource
-import sys
 import tempfile
 import time
 import zlib
@@ -18,80 +15,89 @@ from typing import Any
 
 import numpy as np
 
-from working_with_text_data.minbpe import GPT2_PATTERN, GPT2Tokenizer, GPT4Tokenizer, RegexTokenizer, textbook
-from working_with_text_data.minbpe.base import Pair, merge_by_rank
-from working_with_text_data.minbpe.parallel import encode_stream
-from working_with_text_data.minbpe.trainer import PairTable, learn_merges
+from utils.memory import PeakMemory
+from working_with_text_data.minbpe import (
+    GPT2_PATTERN,
+    GPT2Tokenizer,
+    GPT4Tokenizer,
+    RegexTokenizer,
+    textbook,
+    to_huggingface,
+    to_tiktoken,
+)
+from working_with_text_data.minbpe.fast.parallel import encode_stream
+from working_with_text_data.minbpe.fast.trainer import PairTable, learn_merges
+from working_with_text_data.minbpe.merging import Pair, merge_by_rank
 from working_with_text_data.text_files import read_documents
 
-PART = 2**22  # characters of a long text that are worked on together
+PART_CHARACTERS = 2**22  # of a long text, worked on together
 OURS = {"gpt2": GPT2Tokenizer, "cl100k_base": GPT4Tokenizer}
 Encode = Callable[[str], Any]
 Decode = Callable[[list[int]], str]
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Documents, or parts of them, in bounded memory."""
+    """Yield documents, or parts of them, in bounded memory."""
     if path.suffix in (".jsonl", ".gz", ".parquet"):
         yield from read_documents(path)
         return
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         with file.open(encoding="utf-8") as lines:
-            while text := lines.read(PART) + lines.readline():
+            while text := lines.read(PART_CHARACTERS) + lines.readline():
                 yield text
 
 
 def contender(name: str, encoding: str) -> tuple[Encode, Decode]:
-    """How one of the tokenizers compared encodes and decodes."""
+    """Return the functions by which one of the tokenizers compared encodes and decodes.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     ours = OURS[encoding]()
     if name == "ours":
         return ours.encode_ordinary, ours.decode
     if name == "ours, as array":
         return ours.encode_to_array, ours.decode
     if name == "textbook":
-        merges = ours.merges
-        return lambda text: textbook.encode(text, ours, merges), ours.decode
+        return textbook_encoder(ours), ours.decode
     if name == "tiktoken":
-        theirs = ours.to_tiktoken()
+        theirs = to_tiktoken(ours)
         return theirs.encode_ordinary, theirs.decode
     if name == "tokenizers":
         import tokenizers
 
         with tempfile.TemporaryDirectory() as folder:
-            ours.to_huggingface(folder)
+            to_huggingface(ours, folder)
             hf = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
         return lambda text: hf.encode(text, add_special_tokens=False).ids, hf.decode
-    raise ValueError(name)
+    raise ValueError(f"there is no contender {name!r}")
 
 
-class PeakMemory:
-    """The most memory the process has held since this was made, beyond what it held then, in bytes."""
+def textbook_encoder(tokenizer: RegexTokenizer) -> Encode:
+    """Return the textbook's way to encode, with the pieces and the ids of a tokenizer."""
+    merges, ranks = tokenizer.merges, tokenizer.ranks
 
-    def __init__(self) -> None:
-        gc.collect()
-        if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        self.before = self._now("VmRSS")
+    def encode(text: str) -> list[int]:
+        ids = []
+        for piece in tokenizer.split(text):
+            ids += textbook.encode([ranks[bytes([byte])] for byte in piece.encode("utf-8")], merges)
+        return ids
 
-    @property
-    def growth(self) -> int:
-        return self._now("VmHWM") - self.before
-
-    def _now(self, field: str) -> int:
-        if sys.platform != "linux":  # all that there is elsewhere is the peak since the start
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return encode
 
 
-def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> dict[str, Any]:
+def encode_and_decode(name: str, encoding: str, path: str, limit: int | None = None) -> dict[str, Any]:
     """Encode a text twice, from a cold cache and a warm one, then decode it.
 
     Args:
-        name: of the contender.
+        name: one of the contenders.
         encoding: "gpt2" or "cl100k_base".
-        path: of the text.
-        limit: bytes of the text to take, for the slow ones.
+        path: the text's file or folder.
+        limit: how many bytes of the text to take; None: all.
+
+    Returns:
+        Seconds of "cold", "warm" and "decode", "bytes" and "tokens" of the text, a "checksum" of its ids, and the
+        "memory" that was needed at most, in bytes.
     """
     encode, decode = contender(name, encoding)
     memory = PeakMemory()
@@ -114,7 +120,7 @@ def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> d
     return {**seconds, "bytes": n_bytes, "tokens": n_tokens, "checksum": checksum, "memory": memory.growth}
 
 
-def batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
+def encode_batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
     """Encode all documents together, from a cold cache, with several processes or threads."""
     os.environ["RAYON_NUM_THREADS"] = str(workers)
     documents = list(texts(Path(path)))
@@ -124,7 +130,7 @@ def batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
     elif name == "ours, as array":
         run = lambda: list(encode_stream(ours, documents, workers))  # noqa: E731
     else:
-        theirs = ours.to_tiktoken()
+        theirs = to_tiktoken(ours)
         run = lambda: theirs.encode_ordinary_batch(documents, num_threads=workers)  # noqa: E731
     seconds = []
     for _ in range(2):
@@ -141,13 +147,13 @@ def encoding_step(step: str, path: str, limit: int) -> dict[str, Any]:
     """Encode the beginning of a text with GPT-2's tokenizer and the optimisations up to `step`."""
     text = next(texts(Path(path)))[:limit]
     ours = GPT2Tokenizer()
-    merges, ranks = ours.merges, ours.ranks
+    ranks = ours.ranks
     steps: dict[str, Encode] = {
-        "textbook": lambda text: textbook.encode(text, ours, merges),
+        "textbook": textbook_encoder(ours),
         "merge by rank": lambda text: [
             ranks[token] for piece in ours.split(text) for token in merge_by_rank(piece.encode("utf-8"), ranks)
         ],
-        "remember pieces": ours._encode_pieces,
+        "remember pieces": ours._encode_by_pieces,
         "units in NumPy": ours.encode_ordinary,
     }
     started = time.perf_counter()
@@ -156,7 +162,7 @@ def encoding_step(step: str, path: str, limit: int) -> dict[str, Any]:
 
 
 class ScannedPairTable(PairTable):
-    """Finds the most frequent pair by looking at all of them."""
+    """A pair table that finds the most frequent pair by looking at all of them."""
 
     def most_frequent(self) -> Pair | None:
         most = max(self.counts.values(), default=0)
@@ -178,9 +184,9 @@ def training_step(step: str, path: str, limit: int, n_merges: int) -> dict[str, 
     tokenizer = RegexTokenizer(GPT2_PATTERN)
     started = time.perf_counter()
     if step == "textbook":
-        merges = textbook.learn_merges([piece.encode("utf-8") for piece in tokenizer.split(text)], n_merges)
+        merges = textbook.train([piece.encode("utf-8") for piece in tokenizer.split(text)], n_merges)
     elif step == "distinct pieces":
-        merges = textbook.learn_merges(Counter(piece.encode("utf-8") for piece in tokenizer.split(text)), n_merges)
+        merges = textbook.train(Counter(piece.encode("utf-8") for piece in tokenizer.split(text)), n_merges)
     elif step == "only what changed":
         merges = ScannedPairTable(tokenizer._count_pieces([text], workers=1)).learn(n_merges)
     else:
@@ -191,7 +197,7 @@ def training_step(step: str, path: str, limit: int, n_merges: int) -> dict[str, 
 # -- training ----------------------------------------------------------------------------------------------
 
 
-def training(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any]:
+def train(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any]:
     """Train on the first `limit` bytes of a text, on one thread."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     documents = list(first_bytes(Path(path), limit))
@@ -216,8 +222,8 @@ def training(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any
     return {"seconds": seconds, "vocab_size": learned, "memory": memory.growth}
 
 
-def counting(path: str, workers: int) -> dict[str, Any]:
-    """Count the pieces of a whole text."""
+def count_pieces(path: str, workers: int) -> dict[str, Any]:
+    """Count the pieces of a whole text in so many processes."""
     documents = list(texts(Path(path)))
     tokenizer = RegexTokenizer(GPT2_PATTERN)
     started = time.perf_counter()
@@ -226,7 +232,7 @@ def counting(path: str, workers: int) -> dict[str, Any]:
 
 
 def first_bytes(path: Path, limit: int) -> Iterator[str]:
-    """The documents of a text up to a number of bytes, the last one cut."""
+    """Yield the documents of a text up to a number of bytes, the last one cut."""
     for text in texts(path):
         part = text.encode("utf-8")[:limit].decode("utf-8", errors="ignore")
         limit -= len(part.encode("utf-8"))
