@@ -36,6 +36,7 @@ def device() -> torch.device:
 def nothing_compiled_yet(device: torch.device) -> Iterator[None]:
     """Forget what earlier tests compiled, so that each can count what it compiles, and give back their memory."""
     compiler_works(device.type)  # the first time, it compiles something itself
+    torch.use_deterministic_algorithms(False)  # which training on a CPU switches on
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield

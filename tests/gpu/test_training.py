@@ -1,5 +1,6 @@
 """Training on the GPU: optimizers against PyTorch's, memory against the formula, runs that are stopped and go on."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -125,27 +126,46 @@ def _tensors(optimizer_state: dict[str, Any]) -> list[Tensor]:
     return [x for key in sorted(entries) for _, x in sorted(entries[key].items()) if isinstance(x, Tensor)]
 
 
-def test_a_whole_run_is_stopped_and_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[simple.Config, int], None]:
+    """Have a run begin, and stop it after some steps."""
+    step = simple.Trainer.step
+
+    def run_until(config: simple.Config, last: int) -> None:
+        def step_or_stop(trainer: simple.Trainer) -> float:
+            if trainer.steps == last:
+                raise KeyboardInterrupt
+            return step(trainer)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(simple.Trainer, "step", step_or_stop)
+            with pytest.raises(KeyboardInterrupt):
+                simple.main(config)
+
+    return run_until
+
+
+def test_a_whole_run_is_stopped_and_goes_on(data: Path, tmp_path: Path, interrupt: Callable[..., None]) -> None:
     """What is "auto" is decided for the GPU, the loss falls, and the weights can be loaded on a CPU."""
     settings = {"precision": "auto", "device": "auto", "steps": 60, "eval_every": 20, "checkpoint_every": 20}
     config = tiny(data, tmp_path / "run", **settings)
-    step = simple.Trainer.step
-
-    def stop_at_thirty(trainer: simple.Trainer) -> float:
-        if trainer.steps == 30:
-            raise KeyboardInterrupt
-        return step(trainer)
-
-    monkeypatch.setattr(simple.Trainer, "step", stop_at_thirty)
-    with pytest.raises(KeyboardInterrupt):
-        simple.main(config)
-    monkeypatch.setattr(simple.Trainer, "step", step)
+    interrupt(config, 30)
     assert simple.main(config)
     settled, _, _ = open_run(config)
     assert (settled.device, settled.precision) == ("cuda", "bfloat16")
     losses = [line["val_loss"] for line in read_metrics(tmp_path / "run") if "val_loss" in line]
     assert losses[-1] < losses[0] < math.log(512) + 0.1
     assert GPT.from_run(tmp_path / "run").token_embedding.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("began", "goes_on"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_goes_on_with_another_device(
+    data: Path, tmp_path: Path, interrupt: Callable[..., None], began: str, goes_on: str
+) -> None:
+    config = tiny(data, tmp_path / "run", device=began, optimizer="adamw")
+    interrupt(config, 6)
+    assert simple.main(dataclasses.replace(config, device=goes_on))
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [5, 10, 12]
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa"])
