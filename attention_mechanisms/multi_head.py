@@ -54,6 +54,7 @@ class MultiHeadAttention(nn.Module):
         self.rope = rope
         self.dropout = dropout
         self.kernel = kernel
+        self.fused = fused
         if fused:
             self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         else:
@@ -96,7 +97,7 @@ class MultiHeadAttention(nn.Module):
 
     def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, G, T, D)."""
-        if hasattr(self, "qkv"):
+        if self.fused:
             projected = self.qkv(x_BTC).chunk(3, dim=-1)
         else:
             projected = (self.query(x_BTC), self.key(x_BTC), self.value(x_BTC))

@@ -54,8 +54,12 @@ class SlidingWindowAttention(GroupedQueryAttention):
     ) -> None:
         groups = n_heads if n_kv_groups is None else n_kv_groups
         super().__init__(d_model, n_heads, groups, rope=rope, dropout=dropout, bias=bias, kernel=kernel)
-        self.window_size, self.n_sinks = window_size, n_sinks
-        self.limit(Mask())  # it knows what is wrong with a window
+        if window_size < 1:
+            raise ValueError(f"window must be at least 1, the query's own position, got {window_size}")
+        if n_sinks < 0:
+            raise ValueError(f"n_sinks must not be negative, got {n_sinks}")
+        self.window_size = window_size
+        self.n_sinks = n_sinks
 
     def limit(self, mask: Mask) -> Mask:
         """`mask` with the window and the sinks."""

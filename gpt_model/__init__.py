@@ -1,7 +1,7 @@
 """GPT-2: its configuration, the model, and text from it."""
 
 from gpt_model.config import GPTConfig
-from gpt_model.decoding import FastDecoder
+from gpt_model.fast.decoder import FastDecoder
 from gpt_model.generation import TextGenerator
 from gpt_model.gpt import GPT
 from gpt_model.sampling import Sampling

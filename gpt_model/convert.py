@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors.torch import save
 
 from gpt_model import run_directory
-from gpt_model.conversion import describe, to_gqa, to_mla
 from gpt_model.gpt import GPT
+from gpt_model.smaller_cache import describe, to_gqa, to_mla
 from utils.files import InputError, write_atomically
 from working_with_text_data.minbpe import Tokenizer
 

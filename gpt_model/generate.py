@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_model import run_directory
-from gpt_model.decoding import FastDecoder, Precision
+from gpt_model.fast.decoder import FastDecoder, Precision
 from gpt_model.generation import TextGenerator
 from gpt_model.sampling import Sampling
 from utils.hardware import pick_device

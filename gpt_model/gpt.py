@@ -37,19 +37,21 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.d_model, bias=config.bias)
         self.attention = config.attention_layer()
         self.feed_forward_norm = nn.LayerNorm(config.d_model, bias=config.bias)
-        self.feed_forward = MixtureOfExperts(config) if config.n_experts else FeedForward(config)
+        self.has_experts = config.n_experts > 0
+        self.feed_forward = MixtureOfExperts(config) if self.has_experts else FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, x_BTC: Tensor, *, mask: Mask | None, positions: Tensor | None, cache: LayerCache | None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """What goes on to the next block; with experts, also how unevenly they were used."""
-        attended = self.attention(self.attention_norm(x_BTC), mask=mask, positions=positions, cache=cache)
-        x_BTC = x_BTC + self.dropout(attended)
-        answer = self.feed_forward(self.feed_forward_norm(x_BTC))
-        if isinstance(answer, Tensor):
-            return x_BTC + self.dropout(answer)
-        y_BTC, imbalance = answer  # of experts
+    ) -> tuple[Tensor, Tensor | float]:
+        """Return what goes on to the next block, (B, T, C), and how unevenly experts were used; without them, 0.0."""
+        attended_BTC = self.attention(self.attention_norm(x_BTC), mask=mask, positions=positions, cache=cache)
+        x_BTC = x_BTC + self.dropout(attended_BTC)
+        normed_BTC = self.feed_forward_norm(x_BTC)
+        if self.has_experts:
+            y_BTC, imbalance = self.feed_forward(normed_BTC)
+        else:
+            y_BTC, imbalance = self.feed_forward(normed_BTC), 0.0
         return x_BTC + self.dropout(y_BTC), imbalance
 
 
@@ -131,12 +133,10 @@ class GPT(nn.Module):
             layer_cache = None if cache is None else cache.layers[layer]
             context = {"mask": mask, "positions": positions, "cache": layer_cache}
             if self.config.checkpoint_activations and cache is None:  # what is computed twice would be cached twice
-                x_BTC = checkpoint(block, x_BTC, use_reentrant=False, **context)
+                x_BTC, more = checkpoint(block, x_BTC, use_reentrant=False, **context)
             else:
-                x_BTC = block(x_BTC, **context)
-            if self.config.n_experts:
-                x_BTC, more = x_BTC
-                imbalance = imbalance + more
+                x_BTC, more = block(x_BTC, **context)
+            imbalance = imbalance + more
         return self.final_norm(x_BTC), imbalance
 
     def forward(

@@ -31,7 +31,7 @@ from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
 from utils.files import InputError, sync_folder, write_atomically
 from utils.gpt2_download import SIZES, ModelManager
-from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer
+from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer, to_huggingface
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -168,7 +168,7 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
     try:
         unfinished.mkdir(parents=True)
         if tokenizer is not None:
-            tokenizer.to_huggingface(unfinished)
+            to_huggingface(tokenizer, unfinished)
         with write_atomically(unfinished / CONFIG) as file:
             file.write(json.dumps(_their_config(model, tokenizer), indent=2).encode())
         save_file(tensors, unfinished / WEIGHTS[0], metadata={"format": "pt"})

@@ -58,6 +58,23 @@ def load_tokenizer(run: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
+def check_tokenizer(model_config: GPTConfig, tokenizer: Tokenizer, where: Path) -> None:
+    """Raise an InputError if a tokenizer cannot be the one that a model was trained with.
+
+    Every command that brings the two together asks this: ids would mean something else to each of them.
+
+    Args:
+        model_config: of the model.
+        tokenizer: the tokenizer.
+        where: the folder that holds the tokenizer, for the message.
+    """
+    if tokenizer.vocab_size != model_config.vocab_size:
+        raise InputError(
+            f"the model has {model_config.vocab_size:,} token embeddings but the tokenizer of {where} has "
+            f"{tokenizer.vocab_size:,} tokens: they do not belong together"
+        )
+
+
 def load(run: Path | None, pretrained: str | None, weights: str = "model.safetensors") -> tuple[GPT, Tokenizer]:
     """The model and the tokenizer that a command line names: a run, or a GPT-2 for `GPT.from_pretrained`.
 

@@ -22,7 +22,7 @@ from pretraining import demo, simple
 from pretraining.config import Config as TrainingConfig
 from pretraining.evaluate import read_split, score
 from pretraining.metrics import read_metrics
-from pretraining.runs import open_run
+from pretraining.open_run import open_run
 from utils.files import write_atomically
 from utils.hardware import describe, keep_freed_memory
 

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 
 from gpt_model import GPT
 from gpt_model.run_directory import check_weights
-from utils.files import InputError, sha256, sync_folder, write_atomically
+from utils.files import InputError, read_json, sha256, sync_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
-WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
+CHECKPOINT_FILES = WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
 
 
 def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, snapshot: bool = False) -> None:
@@ -52,6 +52,7 @@ def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, 
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         _write(unfinished / WEIGHTS, lambda path: save_file(tensors, path, metadata={"step": str(step)}))
         _write(unfinished / STATE, lambda path: torch.save({"step": step, **state}, path))
+        shutil.copymode(unfinished / STATE, unfinished / WEIGHTS)  # safetensors makes files that nobody else may read
         checksums = {name: sha256(unfinished / name) for name in (WEIGHTS, STATE)}
         with write_atomically(unfinished / CHECKSUMS) as file:
             file.write(json.dumps(checksums, indent=1).encode())
@@ -69,15 +70,26 @@ def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, 
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    steps = {int(f.name[5:]): f for f in (run / "train_state").glob("step_*") if re.fullmatch(r"step_\d+", f.name)}
-    return [steps[step] for step in sorted(steps, reverse=True)]
+    """Return the checkpoints of a run, the newest first."""
+    found = [path for path in (run / "train_state").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def load_checkpoint(run: Path, model: GPT) -> dict[str, Any] | None:
-    """Load the newest sound checkpoint into `model`; return its state, or None if the run has no checkpoint.
+def step_of(checkpoint: Path) -> int:
+    """Return the number of optimizer steps taken before a checkpoint, which is in its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def load_checkpoint(run: Path, model: GPT, restore: Callable[[dict[str, Any]], None]) -> bool:
+    """Load the newest sound checkpoint; return False if the run has none.
 
     A damaged one is named in a warning and the one before it taken.
+
+    Args:
+        run: the run directory.
+        model: gets the weights.
+        restore: gets the state that was given to `save_checkpoint`, and "step" in it. If it fails, the checkpoint
+            counts as damaged, and `restore` is called again with an earlier one.
 
     Raises:
         InputError: if there are checkpoints and all are damaged, or they are another model's.
@@ -86,23 +98,42 @@ def load_checkpoint(run: Path, model: GPT) -> dict[str, Any] | None:
     for folder in found:
         try:
             tensors, state = _read(folder)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, InputError) as error:
             log.warning("%s is damaged (%s); trying the checkpoint before it", folder, error)
             continue
         check_weights(model, tensors, folder / WEIGHTS)
+        try:
+            restore(state)
+        except (InputError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, error)
+            continue
         model.load_state_dict(tensors)
         _publish(folder / WEIGHTS, run / WEIGHTS)  # a kill may have come between checkpoint and second name
-        return state
+        return True
     if found:
         raise InputError(f"every checkpoint in {run / 'train_state'} is damaged: start over with --fresh")
-    return None
+    return False
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    for name, expected in json.loads((folder / CHECKSUMS).read_bytes()).items():
-        if sha256(folder / name) != expected:
-            raise ValueError(f"{name} does not have the checksum it was saved with")
-    return load_file(folder / WEIGHTS), torch.load(folder / STATE, weights_only=True)
+    """Read a checkpoint.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    checksums = read_json(folder / CHECKSUMS)
+    for name in (WEIGHTS, STATE):
+        if not isinstance(checksums, dict) or checksums.get(name) != sha256(folder / name):
+            raise InputError(f"{name} does not have the checksum it was saved with")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        # to the CPU first: the machine it was saved on may have had other devices
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds; what PyTorch advises in them would make a foreign file run as a program
+        raise InputError("it holds something that was not saved here") from error
+    if not isinstance(state, dict) or state.get("step") != step_of(folder):
+        raise InputError(f"{STATE} is not the state after this step")
+    return tensors, state
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:
@@ -116,6 +147,8 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 def _publish(weights: Path, name: Path) -> None:
     """Give a weights file a second name, replacing what had it; a copy where hard links do not exist."""
+    if name.exists() and name.samefile(weights):
+        return  # renaming one name of a file to another does nothing, and would leave the temporary one behind
     name.parent.mkdir(parents=True, exist_ok=True)
     temporary = name.with_name(f".{name.name}.tmp")
     temporary.unlink(missing_ok=True)

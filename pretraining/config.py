@@ -2,9 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from utils.files import InputError
+from utils.ranges import Count, Range, Seed, Share, check_ranges
+
+# A size beyond these is a slip of the finger; memory.py refuses what this machine cannot hold.
+Size = Annotated[int, Range(1, 2**20)]
+Steps = Annotated[int, Range(1, 10**9)]
+Rate = Annotated[float, Range(0, 10, open_below=True)]
 
 
 @dataclass(frozen=True)
@@ -19,53 +25,55 @@ class Config:
     out: Path = Path("runs/model")
     """The run directory. If it holds a run with the same settings, that run goes on."""
     fresh: bool = False
-    """Delete the run in --out and start over."""
+    """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
 
-    context_length: int = 128
+    context_length: Size = 128
     """Tokens the model can look at, and the length of a training sequence."""
-    d_model: int = 256
+    d_model: Size = 256
     """Width of the model."""
-    n_layers: int = 4
+    n_layers: Count = 4
     """Blocks of the model."""
-    n_heads: int = 4
+    n_heads: Size = 4
     """Attention heads of a block; they share d_model evenly."""
     attention: Literal["mha", "gqa", "mla", "swa"] = "mha"
     """mha, gqa (query heads share keys and values), mla (all heads share a latent) or swa (a sliding window)."""
-    n_kv_groups: int = 2
+    n_kv_groups: Size = 2
     """gqa: heads of keys and values; must divide n_heads."""
-    latent_dim: int = 64
+    latent_dim: Size = 64
     """mla: numbers remembered of each token, besides the rotary ones."""
-    rope_dim: int = 16
+    rope_dim: Size = 16
     """mla with rope: rotary channels each head has besides its own."""
-    window_size: int = 64
-    """swa: tokens a token looks at, itself included."""
-    n_sinks: int = 0
+    window_size: Size = 64
+    """swa: how many tokens a token looks at, itself included."""
+    n_sinks: Annotated[int, Range(0, 2**20)] = 0
     """swa: first tokens that are always seen."""
     position: Literal["learned", "rope"] = "learned"
     """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: int = 1000
-    """Optimizer steps."""
-    batch_size: int = 32
-    """Sequences a step."""
-    micro_batch_size: int | None = None
+    steps: Steps = 1000
+    """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
+    from its next step on, the learning rate is the one that the new number gives that step, so a run that had
+    finished starts again from a higher one."""
+    batch_size: Count = 32
+    """Sequences per step."""
+    micro_batch_size: Count | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
     several passes are added up before the step, with the same result. None means all of them."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """muon moves the matrices of the blocks by Muon and the rest by AdamW."""
-    lr: float = 0.015
+    lr: Rate = 0.015
     """Peak learning rate of AdamW. With muon it moves embeddings and norms only, and may be high; where it
     moves everything, 0.001 is a good start for a small model."""
-    matrix_lr: float = 0.02
+    matrix_lr: Rate = 0.02
     """Peak learning rate of Muon."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
     """Pull of matrices toward zero."""
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises to its peak; it falls along a cosine after."""
-    clip: float = 1.0
-    """Gradients longer than this are shortened to it."""
+    warmup: Share = 0.05
+    """Share of the steps in which the learning rate rises to its peak; after them it falls along a cosine."""
+    clip: Annotated[float, Range(0)] = 1.0
+    """Gradients longer than this are shortened to it; 0 leaves them as they are."""
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """What matrix products are computed in; auto takes bfloat16 where the device is faster in it."""
@@ -73,24 +81,23 @@ class Config:
     """Whether torch.compile builds fused code first; auto does where that saves more time than it takes
     (5,000 steps and more on a CPU, 200 on a GPU) and a compiler works."""
     device: str = "auto"
-    """cpu, cuda or mps; auto takes a GPU if there is one."""
-    seed: int = 0
+    """cpu, cuda or mps; auto takes a GPU if there is one, or for a run that is there the device it was on. Naming
+    another moves the run there; from then on it is no longer the same bit for bit."""
+    seed: Seed = 0
     """Decides initial weights, order of the text, and dropout."""
 
-    eval_every: int = 100
+    eval_every: Steps = 100
     """Steps between two looks at the held-out text."""
-    eval_blocks: int = 128
+    eval_blocks: Count = 128
     """Sequences of held-out text looked at."""
-    checkpoint_every: int = 100
+    checkpoint_every: Steps = 100
     """Steps between two checkpoints. The newest two are kept."""
-    snapshot_every: int | None = None
+    snapshot_every: Steps | None = None
     """Steps between two checkpoints whose weights are kept for good, in snapshots/."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "eval_blocks", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.micro_batch_size is not None and (self.micro_batch_size < 1 or self.batch_size % self.micro_batch_size):
+        check_ranges(self)
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise InputError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
 
 

@@ -7,8 +7,8 @@ resumes after an interruption.
 
 import json
 import logging
-import shutil
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +17,26 @@ from typing import Any
 from gpt_model import GPT, TextGenerator
 from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining import evaluate, simple
+from pretraining.config import Steps
+from pretraining.data_folder import TOKENIZER, same_tokenizer
 from pretraining.metrics import read_metrics
-from pretraining.runs import delete_run
-from utils.files import write_atomically
+from pretraining.open_run import check_deletable, delete_run
+from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
+from utils.locks import alone
+from utils.outputs import check_output_folder, check_writable, delete_ours
+from utils.ranges import Seed, check_ranges
 from working_with_text_data import prepare, train_tokenizer
+from working_with_text_data.minbpe import Tokenizer
+from working_with_text_data.text_files import find_files
 
 log = logging.getLogger(__name__)
 
 # Two novels meet in it, so the text cannot have been learned by heart.
 PROMPT = '"My dear Emma," said Mr. Darcy,'
 SAMPLE_TOKENS = 48
+RESULTS = "results.json"
+DATA_FILES = (TOKENIZER, "*_*.bin")  # what `prepare` writes
 
 
 @dataclass(frozen=True)
@@ -40,33 +49,44 @@ class Config:
     out: Path = Path("runs/demo")
     """The run directory. The tokenizer and the token shards go beside it."""
     fresh: bool = False
-    """Delete what an earlier demo made, and start over."""
-    steps: int = simple.PRESETS["demo"].steps
-    """Optimizer steps. Fewer make a worse model sooner."""
-    seed: int = 0
+    """Delete what an earlier demo made, and start over. Anything else is left as it is."""
+    steps: Steps = simple.PRESETS["demo"].steps
+    """Optimizer steps. Fewer make a worse model sooner; with more, a finished demo goes on."""
+    seed: Seed = 0
     """Decides initial weights and the order of the text."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: Config) -> dict[str, Any] | None:
     """Run what is still to do, print the summary and return it; None if training was interrupted.
 
     Raises:
-        InputError: if a stage cannot be done.
+        InputError: if a stage cannot be done, another process does it, or what is there was not made by a demo.
     """
-    tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
-    data = config.out.with_name(f"{config.out.name}-data")
-    if config.fresh:
-        delete_run(config.out)
-        shutil.rmtree(data, ignore_errors=True)
-        tokenizer_file.unlink(missing_ok=True)
-
-    results_file = config.out / "results.json"
-    if results_file.exists():
-        results = json.loads(results_file.read_bytes())
-        if (results["steps"], results["seed"]) == (config.steps, config.seed):
+    check_writable(config.out)
+    with alone(config.out, "training in"):
+        tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
+        data = config.out.with_name(f"{config.out.name}-data")
+        if config.fresh:
+            check_deletable(config.out)
+        check_made_by_a_demo(tokenizer_file, data)
+        if config.fresh:
+            with alone(data, "making"):
+                delete_run(config.out)
+                delete_ours(data, DATA_FILES)
+                tokenizer_file.unlink(missing_ok=True)
+        results = stored_results(config)
+        if results is None:
+            results = _make(config, tokenizer_file, data)
+        if results is not None:
             print(summary(results, config.out))
-            return results
+        return results
 
+
+def _make(config: Config, tokenizer_file: Path, data: Path) -> dict[str, Any] | None:
+    """Do the stages that are not done yet."""
     if not tokenizer_file.exists():
         log.info("1/4  learning a tokenizer from Jane Austen's novels")
         train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=tokenizer_file))
@@ -82,14 +102,61 @@ def main(config: Config) -> dict[str, Any] | None:
         return None
     log.info("4/4  scoring the held-out text, and writing some")
     results = measure(config.out, data)
-    with write_atomically(results_file) as file:
+    with write_atomically(config.out / RESULTS) as file:
         file.write(json.dumps(results, indent=1).encode())
-    print(summary(results, config.out))
     return results
 
 
+def stored_results(config: Config) -> dict[str, Any] | None:
+    """Return the results of the demo that is there, if it is finished and they are sound."""
+    path = config.out / RESULTS
+    if not path.exists():
+        return None
+    try:
+        results = read_json(path)
+        summary(results, config.out)  # all that it shows must be there
+        finished = (results["steps"], results["seed"]) == (config.steps, config.seed)
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):
+        log.warning("%s is damaged: measuring anew", path)
+        return None
+    return results if finished else None
+
+
+def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
+    """Check that what has the names of a demo's tokenizer and data was made by one, or is not there.
+
+    The names are ordinary ones, and somebody's own text may go by them: a demo must neither be trained on that nor
+    delete it. What a demo makes of the novels is always the same, so that nothing is lost with it.
+
+    Raises:
+        InputError: if something else is there.
+    """
+    check_output_folder(data, DATA_FILES, overwrite=True)
+    if data.exists():
+        if not _holds_the_novels(data):
+            raise InputError(f"{data} was not made by a demo: move it, or choose another --out")
+        expected = Tokenizer.load(data / TOKENIZER)
+    elif tokenizer_file.exists():
+        log.info("%s is there: comparing it with the demo's", tokenizer_file)
+        with tempfile.TemporaryDirectory() as folder:
+            expected = train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=Path(folder) / TOKENIZER))
+    if tokenizer_file.exists() and not same_tokenizer(Tokenizer.load(tokenizer_file), expected):
+        raise InputError(f"{tokenizer_file} was not made by a demo: move it, or choose another --out")
+
+
+def _holds_the_novels(data: Path) -> bool:
+    """Return whether shards begin as the demo's do: with the first novel, by a tokenizer of the demo's size."""
+    demo = train_tokenizer.PRESETS["demo"]
+    if not (data / TOKENIZER).exists():
+        return False
+    tokenizer = Tokenizer.load(data / TOKENIZER)
+    first_words = tokenizer.decode_bytes(evaluate.read_split(data, "train")[1:100])  # what follows <|endoftext|>
+    novel = find_files(demo.text)[0].read_bytes()
+    return tokenizer.vocab_size == demo.vocab_size and novel.startswith(first_words)
+
+
 def measure(run: Path, data: Path) -> dict[str, Any]:
-    """Everything the summary shows, from a finished run."""
+    """Return everything the summary shows, from a finished run."""
     tokenizer = load_tokenizer(run)
     training_text, held_out = (_text(tokenizer, data, split) for split in ("train", "val"))
     scored = evaluate.main(evaluate.Config(run=run, data=data))
@@ -117,7 +184,7 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
 
 
 def samples(run: Path) -> dict[str, str]:
-    """The prompt's continuation by each snapshot, by step."""
+    """Return the prompt's continuation by each snapshot, by step."""
     tokenizer = load_tokenizer(run)
     continuations = {}
     for path in sorted((run / "snapshots").glob("step_*.safetensors")):
@@ -128,18 +195,18 @@ def samples(run: Path) -> dict[str, str]:
 
 
 def _text(tokenizer: Any, data: Path, split: str) -> bytes:
-    """The bytes that a split's tokens spell, without the tokens between documents."""
+    """Return the bytes that a split's tokens spell, without the tokens between documents."""
     tokens = evaluate.read_split(data, split)
     return tokenizer.decode_bytes(tokens[tokens != tokenizer.special_tokens[train_tokenizer.END_OF_TEXT]].tolist())
 
 
 def one_line(text: str) -> str:
-    """A text on one line, and without the control characters that an untrained model writes: a terminal obeys them."""
+    """Return a text on one line, without the control characters of an untrained model, which a terminal would obey."""
     return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
 
 
 def summary(results: dict[str, Any], run: Path) -> str:
-    """The results as text for a terminal."""
+    """Return the results as text for a terminal."""
     lines = ["", f"The same prompt, continued along the way:  {results['prompt']}", ""]
     for step, text in results["samples"].items():
         line = f"step {step:>5}  ... {one_line(text)}"
@@ -148,16 +215,16 @@ def summary(results: dict[str, Any], run: Path) -> str:
     rows += [(name, bits["alone"], bits["given_training_text"]) for name, bits in results["compressors"].items()]
     lines += ["", "Bits per byte of text it has never seen (less is better):", ""]
     lines += [f"  {'':12}{'alone':>8}{'given the training text':>26}"]
-    for name, alone, given in rows:
+    for name, by_itself, given in rows:
         if given is None:
-            lines.append(f"  {name:12}{'':>8}{alone:>26.3f}")
+            lines.append(f"  {name:12}{'':>8}{by_itself:>26.3f}")
         else:
-            lines.append(f"  {name:12}{alone:>8.3f}{given:>26.3f}")
+            lines.append(f"  {name:12}{by_itself:>8.3f}{given:>26.3f}")
     in_venv = Path(sys.prefix) == Path.cwd() / ".venv"
     python = ".venv/bin/python" if in_venv else "python"
     lines += [
         "",
-        f"  validation loss   {results['validation_loss']:.3f} nats a token",
+        f"  validation loss   {results['validation_loss']:.3f} nats per token",
         f"  parameters        {results['parameters']:,}",
         f"  trained           {results['steps']:,} steps in {results['training_seconds']:.0f} s, "
         f"{results['tokens_per_second']:,} tokens/s",

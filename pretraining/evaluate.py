@@ -8,7 +8,7 @@ UTF-8 bytes of the text. That makes a language model comparable with gzip, bzip2
 (Shannon 1951, "Prediction and Entropy of Printed English"; Delétang et al. 2023,
 https://arxiv.org/abs/2309.10668).
 
-Shapes: B batch, T time.
+Shapes: B batch, T time, V vocabulary.
 """
 
 import bz2
@@ -17,7 +17,7 @@ import json
 import logging
 import lzma
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gpt_model import GPT
 from gpt_model.run_directory import load_tokenizer
+from pretraining.data_folder import check_same_tokenizer, open_data_tokenizer
 from utils.files import InputError, write_atomically
 from utils.hardware import pick_device
 from working_with_text_data.minbpe import Tokenizer
@@ -46,7 +47,7 @@ NOT_SCORED = -100
 
 @dataclass(frozen=True)
 class Config:
-    """Score a trained model on held-out text, in nats a token and bits a byte."""
+    """Score a trained model on held-out text, in nats per token and bits per byte."""
 
     run: Path
     """The run directory that a trainer wrote."""
@@ -74,16 +75,17 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """The mean loss, in nats per token."""
         return self.nats / self.n_tokens
 
     @property
     def bits_per_byte(self) -> float:
+        """What the text would take if it were coded with the model's probabilities."""
         return self.nats / math.log(2) / self.n_bytes
 
 
 def read_split(folder: Path, split: str) -> np.ndarray:
-    """All tokens of a split, one shard after the other.
+    """Return all tokens of a split, one shard after the other.
 
     Raises:
         InputError: if there are no shards, or one is damaged.
@@ -95,14 +97,14 @@ def read_split(folder: Path, split: str) -> np.ndarray:
 
 
 def windows(document: np.ndarray, context: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets, each (context,), that score every token of a document but the first exactly once.
+    """Yield inputs and targets that score every token of a document but the first exactly once.
 
     Windows overlap by half: each scores what the one before it did not, so that past the first window
     every token is guessed from at least context / 2 tokens before it. The last window is moved back to
-    end with the document. Targets already scored, and padding where a document is short, are -100.
+    end with the document. Targets already scored are -100. A document no longer than the context is one
+    window of its own length; all others are (context,).
     """
     n_targets = len(document) - 1
-    padding = max(0, context - n_targets)
     scored = 0
     while scored < n_targets:
         start = max(0, min(scored - context // 2, n_targets - context))
@@ -110,7 +112,34 @@ def windows(document: np.ndarray, context: int) -> Iterator[tuple[np.ndarray, np
         inputs = document[start : start + len(targets)].astype(np.int64)
         targets[: scored - start] = NOT_SCORED
         scored = start + len(targets)
-        yield np.pad(inputs, (0, padding)), np.pad(targets, (0, padding), constant_values=NOT_SCORED)
+        yield inputs, targets
+
+
+def batches(documents: Iterable[np.ndarray], context: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the windows of documents in batches: inputs and targets (B, T), padded to the longest of the batch.
+
+    Args:
+        documents: the longest first, so that windows of a length come together and little is padded.
+        context: tokens of a window at most.
+        batch_size: windows of that length in a batch; of shorter ones there are more.
+    """
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    for window in (window for document in documents for window in windows(document, context)):
+        if rows and (len(rows) + 1) * len(rows[0][0]) > batch_size * context:
+            yield _padded(rows)
+            rows = []
+        rows.append(window)
+    if rows:
+        yield _padded(rows)
+
+
+def _padded(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    shape = len(rows), max(len(inputs) for inputs, _ in rows)
+    inputs_BT, targets_BT = np.zeros(shape, np.int64), np.full(shape, NOT_SCORED)
+    for row, (inputs, targets) in enumerate(rows):
+        inputs_BT[row, : len(inputs)] = inputs
+        targets_BT[row, : len(targets)] = targets
+    return inputs_BT, targets_BT
 
 
 @torch.inference_mode()
@@ -121,38 +150,51 @@ def score(
 
     Args:
         model: in evaluation mode.
-        tokenizer: the one that made the tokens.
+        tokenizer: the one that made the tokens; without <|endoftext|> they are one document.
         tokens: documents end to end.
-        batch_size: windows that go through the model at once.
+        batch_size: windows of the model's context that go through it at once; of shorter ones there are more.
         progress: show a progress bar.
 
     Raises:
         InputError: if there is nothing to score.
     """
-    end_of_text = tokenizer.special_tokens[END_OF_TEXT]
-    starts = np.flatnonzero(tokens == end_of_text).tolist()
-    if not starts or starts[0] != 0:
-        starts = [0, *starts]
-    documents = [tokens[a:b] for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)]
-    pairs = [pair for document in documents for pair in windows(document, model.config.context_length)]
-    if not pairs:
+    starts = _document_starts(tokens, tokenizer)
+    lengths = np.diff(starts, append=len(tokens))
+    n_scored = len(tokens) - len(starts)
+    if n_scored <= 0:
         raise InputError("there are no held-out tokens to score")
+    longest_first = np.argsort(-lengths, kind="stable")
+    documents = (tokens[starts[i] : starts[i] + lengths[i]] for i in longest_first)
     device = model.token_embedding.weight.device
     nats = 0.0
-    for at in tqdm(range(0, len(pairs), batch_size), desc="scoring", unit="batch", disable=not progress, leave=False):
-        inputs, targets = zip(*pairs[at : at + batch_size], strict=True)
-        ids_BT, targets_BT = (torch.from_numpy(np.stack(part)).to(device) for part in (inputs, targets))
-        logits_BTV, _ = model(ids_BT)
-        losses = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=NOT_SCORED, reduction="none"
-        )
-        nats += losses.double().sum().item()
-    scored = np.concatenate([document[1:] for document in documents])
-    return Score(nats, len(scored), len(tokenizer.decode_bytes(scored.tolist())))
+    with tqdm(total=n_scored, desc="scoring", unit="token", disable=not progress, leave=False) as bar:
+        for inputs, targets in batches(documents, model.config.context_length, batch_size):
+            ids_BT, targets_BT = (torch.from_numpy(part).to(device) for part in (inputs, targets))
+            logits_BTV, _ = model(ids_BT)
+            losses = F.cross_entropy(
+                logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=NOT_SCORED, reduction="none"
+            )
+            nats += losses.double().sum().item()
+            bar.update(np.count_nonzero(targets != NOT_SCORED))
+    return Score(nats, n_scored, _n_bytes(tokens, tokenizer) - _n_bytes(tokens[starts], tokenizer))
+
+
+def _document_starts(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Return where documents begin: at the first token, and at each <|endoftext|>."""
+    end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
+    begins = np.zeros(len(tokens), bool) if end_of_text is None else tokens == end_of_text
+    begins[:1] = True
+    return np.flatnonzero(begins)
+
+
+def _n_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Return how many bytes tokens spell."""
+    ids, counts = np.unique(tokens, return_counts=True)
+    return sum(len(tokenizer.decode_bytes([i])) * n for i, n in zip(ids.tolist(), counts.tolist(), strict=True))
 
 
 def compression(held_out: bytes, training: bytes) -> dict[str, dict[str, float]]:
-    """Bits per byte of general compressors on the held-out text: alone, and when given the training text.
+    """Return the bits per byte of general compressors on the held-out text: alone, and when given the training text.
 
     Given the training text means: how much longer the compressed training text gets when the held-out
     text is put after it.
@@ -168,17 +210,24 @@ def main(config: Config) -> Score:
     """Score, print and store the result as `evaluation.json` in the run directory.
 
     Raises:
-        InputError: for a run or data that cannot be used.
+        InputError: for a run or data that cannot be used, or that do not belong together.
+        OSError: if the result cannot be stored, after it was printed.
     """
-    model = GPT.from_run(config.run, config.weights).to(pick_device(config.device))
-    result = score(model, load_tokenizer(config.run), read_split(config.data, "val"), progress=True)
+    device = pick_device(config.device)
+    tokens = read_split(config.data, "val")
+    if not len(tokens):
+        raise InputError(f"{config.data} holds no held-out tokens")
+    tokenizer = load_tokenizer(config.run)
+    check_same_tokenizer(config.run, tokenizer, config.data, open_data_tokenizer(config.data, int(tokens.max())))
+    model = GPT.from_run(config.run, config.weights)
+    result = score(model.to(device), tokenizer, tokens, progress=True)
+    log.info(
+        "%s: %.4f bits per byte, %.4f nats per token (%s bytes in %s tokens, each scored once)",
+        config.run / config.weights, result.bits_per_byte, result.loss, f"{result.n_bytes:,}", f"{result.n_tokens:,}",
+    )  # fmt: skip
     values = {**asdict(result), "loss": result.loss, "bits_per_byte": result.bits_per_byte, "weights": config.weights}
     with write_atomically(config.run / "evaluation.json") as file:
         file.write(json.dumps(values, indent=1).encode())
-    log.info(
-        "%s: %.4f bits a byte, %.4f nats a token (%s bytes in %s tokens, each scored once)",
-        config.run / config.weights, result.bits_per_byte, result.loss, f"{result.n_bytes:,}", f"{result.n_tokens:,}",
-    )  # fmt: skip
     return result
 
 

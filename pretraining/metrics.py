@@ -1,11 +1,17 @@
-"""The numbers of a run, a line of JSON each few steps, and their curve."""
+"""The numbers of a run, a line of JSON every few steps, and their curve."""
 
 import json
+import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from utils.figures import BLUE, ORANGE, figure, save_svg
 from utils.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+EACH = {"step", "seconds", "loss", "tokens_per_second"}  # in every line
 
 
 def append_metrics(run: Path, **values: Any) -> None:
@@ -15,10 +21,26 @@ def append_metrics(run: Path, **values: Any) -> None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one cut short by a kill is left out."""
+    """Return the lines of a run's metrics.jsonl; damaged ones, such as a power cut leaves, are left out with a warning.
+
+    Each has a "step", its "loss", "tokens_per_second" and "seconds" since the beginning, and some a "val_loss".
+    """
     path = run / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    entries = [entry for line in lines if (entry := _entry(line)) is not None]
+    if len(entries) < len(lines):
+        log.warning("%s: %s damaged lines of %s are left out", path, len(lines) - len(entries), len(lines))
+    return entries
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """Return the numbers in a line, or None if it is damaged."""
+    try:
+        entry = json.loads(line)
+        sound = isinstance(entry, dict) and entry.keys() >= EACH and all(map(math.isfinite, entry.values()))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    return entry if sound else None
 
 
 def forget_metrics_after(run: Path, step: int) -> None:
@@ -31,14 +53,14 @@ def forget_metrics_after(run: Path, step: int) -> None:
 def draw_loss(run: Path) -> None:
     """Draw the run's training and validation loss as loss.svg."""
     metrics = read_metrics(run)
-    training = [(line["step"], line["loss"]) for line in metrics if "loss" in line]
+    training = [(line["step"], line["loss"]) for line in metrics]
     validation = [(line["step"], line["val_loss"]) for line in metrics if "val_loss" in line]
     with figure() as (drawing, axes):
         if training:
             axes.plot(*zip(*training, strict=True), color=BLUE, alpha=0.8, linewidth=1.2, label="training")
         if validation:
             axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", markersize=4, label="held out")
-        axes.set(xlabel="step", ylabel="loss (nats a token)", title=f"Loss of {run.name}")
+        axes.set(xlabel="step", ylabel="loss (nats per token)", title=f"Loss of {run.name}")
         if training or validation:
             axes.legend()
         save_svg(drawing, run / "loss.svg")

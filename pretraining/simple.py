@@ -23,12 +23,13 @@ from gpt_model import GPT, GPTConfig
 from pretraining.checkpoint import load_checkpoint, save_checkpoint
 from pretraining.config import PRESETS, Config
 from pretraining.metrics import append_metrics, draw_loss, forget_metrics_after
+from pretraining.open_run import open_run
 from pretraining.optimizers import make_optimizers
-from pretraining.runs import open_run
 from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory, pick_device
 from utils.interrupt import StopRequest, stop_on_signal
+from utils.locks import alone
 from working_with_text_data.dataset import BlockDataset
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ LOG_EVERY = 10  # steps
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise over the first part, then half a cosine down to zero."""
+    """Return the share of the peak learning rate: first a linear rise, then half a cosine down to zero."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
@@ -70,16 +71,17 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run: compilation, evaluation and checkpoints included."""
+        """The run's wall time so far, with compilation, evaluation and checkpoints, in all of its processes."""
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def snapshot_due(self) -> bool:
-        """Whether the weights of this step are to be kept for good: each `snapshot_every` steps, and the last."""
+        """Whether to keep this step's weights for good: every `snapshot_every` steps, and after the last."""
         every = self.config.snapshot_every
         return every is not None and (self.steps % every == 0 or self.steps == self.config.steps)
 
     def autocast(self) -> torch.autocast:
+        """Return the context in which products are computed in the run's precision."""
         # Autocast keeps the bfloat16 copies of all matrices until it is left: memory that checkpointing is to save.
         keep_copies = not self.model.config.checkpoint_activations
         enabled = self.config.precision == "bfloat16"
@@ -100,7 +102,8 @@ class Trainer:
                 _, loss = self.forward(ids.to(self.device), targets.to(self.device))
             (loss / n_passes).backward()  # gradients add up over the passes
             total += loss.item() / n_passes
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip).item()
+        limit = self.config.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         if not math.isfinite(total + norm):
             raise InputError(
                 f"the loss is {total} and the gradient's length {norm} at step {self.steps + 1}: the last checkpoint "
@@ -117,7 +120,7 @@ class Trainer:
 
     @torch.no_grad()
     def validation_loss(self) -> float:
-        """Mean loss on held-out blocks, spread evenly so that each document has a say."""
+        """Return the mean loss on held-out blocks, spread evenly so that each document has a say."""
         data, size = self.data["val"], self.config.batch_size
         chosen = np.linspace(0, len(data) - 1, min(self.config.eval_blocks, len(data))).astype(int)
         total = 0.0
@@ -136,16 +139,12 @@ class Trainer:
         self.saved_at = self.steps
 
     def resume(self) -> bool:
-        """Go back to the run's newest checkpoint; False if it has none."""
-        state = load_checkpoint(self.config.out, self.model)
-        if state is not None:
-            self.load_state_dict(state)
-        return state is not None
+        """Go back to the run's newest checkpoint; return False if it has none."""
+        return load_checkpoint(self.config.out, self.model, self.load_state_dict)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, but for the weights."""
+        """Return all that the next step depends on, but for the weights and the number of steps taken."""
         return {
-            "steps": self.steps,
             "seconds": self.seconds,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "batches": self.batches.state_dict(),
@@ -154,30 +153,36 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.steps = self.saved_at = state["steps"]
-        self.seconds_before = state["seconds"]
+        """Take on a state as a checkpoint keeps it: `state_dict()`, and under "step" the number of steps taken."""
+        self.steps = self.saved_at = state["step"]
+        self.seconds_before = float(state["seconds"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.batches.load_state_dict(state["batches"])
         torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if self.device.type == "cuda":  # a run that moved may have seen more GPUs, or none
+            for index, rng in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(rng, index)
 
 
 def main(config: Config) -> bool:
-    """Train from the run's newest checkpoint, or its start. False if it was stopped before the last step.
+    """Train from the run's newest checkpoint, or its start. Return False if it was stopped before the last step.
 
     Raises:
-        InputError: for data, settings or a run directory that cannot be used; for a loss that is no
-            longer a number; for a checkpoint that cannot be written.
+        InputError: for data, settings or a run directory that cannot be used; if another process is training in it;
+            for a loss that is no longer a number; for a checkpoint that cannot be written.
     """
-    config, model_config, data = open_run(config)
-    keep_freed_memory()
-    # On a CPU this costs nothing and makes a run repeatable; fused GPU kernels would refuse to run.
-    torch.use_deterministic_algorithms(config.device == "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    with alone(config.out, "training in"):
+        config, model_config, data = open_run(config)
+        keep_freed_memory()
+        # On a CPU this costs nothing and makes a run repeatable; fused GPU kernels would refuse to run.
+        torch.use_deterministic_algorithms(config.device == "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        return _train(Trainer(config, model_config, data))
 
-    trainer = Trainer(config, model_config, data)
+
+def _train(trainer: Trainer) -> bool:
+    config = trainer.config
     if trainer.resume():
         forget_metrics_after(config.out, trainer.steps)
         log.info("%s: going on after step %s of %s", config.out, trainer.steps, config.steps)

@@ -12,7 +12,7 @@ import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -20,10 +20,14 @@ from gpt_model import GPT
 from gpt_model.run_directory import load_tokenizer
 from pretraining import demo, simple
 from pretraining.config import Config as TrainingConfig
+from pretraining.config import Steps
 from pretraining.evaluate import read_split, score
 from pretraining.metrics import read_metrics
-from utils.files import InputError, write_atomically
+from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
+from utils.locks import alone
+from utils.outputs import check_output_file, check_writable
+from utils.ranges import Range, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -56,40 +60,61 @@ class Config:
     """Where the runs, their tokenizer and their data are kept."""
     results: Path = RESULTS
     """Where the comparison is stored."""
-    steps: int = 300
+    steps: Steps = 300
     """Optimizer steps of each training."""
-    seeds: int = 3
+    seeds: Annotated[int, Range(1, 1000)] = 3
     """Trainings of each kind, with different weights at first and the text in another order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "seeds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_ranges(self)
 
 
 def main(config: Config) -> None:
-    """Train, score and store; a kind of attention whose runs are there is only scored."""
+    """Train, score and store; a kind of attention whose runs are there is only scored.
+
+    Raises:
+        InputError: if the folder or the file for the results cannot be written, or another process works in the folder.
+    """
+    check_writable(config.out)
+    check_output_file(config.results, overwrite=True, is_ours=_is_comparison, flag="--results")
+    with alone(config.out, "training in"):
+        result = _compare(config)
+    if result is None:
+        return  # it was asked to stop
+    with write_atomically(config.results) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    print(table(result))
+
+
+def _is_comparison(path: Path) -> bool:
+    """Return whether a file holds an earlier comparison."""
+    try:
+        table(read_json(path))
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def _compare(config: Config) -> dict[str, Any] | None:
+    """Return what is to be stored, or None if it was asked to stop."""
     training = _prepared(config)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
     for seed in range(config.seeds):  # seed by seed, so that a change of the machine's load falls on all kinds
         for name, changes in VARIANTS.items():
             out = config.out / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}"
             if not simple.main(replace(training, out=out, seed=seed, **changes)):
-                return  # it was asked to stop
+                return None
             rows[name].append(_measured(out, training.data))
-            log.info("%s, seed %s: %.4f bits a byte", name, seed, rows[name][-1]["bits_per_byte"])
-    result = {
+            log.info("%s, seed %s: %.4f bits per byte", name, seed, rows[name][-1]["bits_per_byte"])
+    return {
         "machine": describe(),
         "steps": config.steps,
         "rows": {name: _summary(runs) for name, runs in rows.items()},
     }
-    with write_atomically(config.results) as file:
-        file.write(json.dumps(result, indent=1).encode())
-    print(table(result))
 
 
 def _prepared(config: Config) -> TrainingConfig:
-    """The settings all trainings share, with the demo's tokenizer and data."""
+    """Return the settings that all trainings share, with the demo's tokenizer and data."""
     tokenizer, data = config.out / "tokenizer.json", config.out / "data"
     if not tokenizer.exists():
         demo.train_tokenizer.main(replace(demo.train_tokenizer.PRESETS["demo"], out=tokenizer))
@@ -121,7 +146,7 @@ def _measured(run: Path, data: Path) -> dict[str, Any]:
 
 
 def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the results: the runs of one kind."""
+    """Return one row of the results: the runs of one kind."""
     bits = [run["bits_per_byte"] for run in runs]
     return {
         **{name: runs[0][name] for name in ("parameters", "cache_bytes_per_token")},
@@ -133,9 +158,9 @@ def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison as a table in Markdown."""
+    """Return the comparison as a table in Markdown."""
     lines = [
-        f"| {result['steps']} steps | parameters | cache, bytes a token | bits per byte | of its seeds |",
+        f"| {result['steps']} steps | parameters | cache, bytes per token | bits per byte | of its seeds |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
     for name, row in result["rows"].items():

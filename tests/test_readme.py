@@ -141,7 +141,7 @@ ELSEWHERE = {
     "python -m pretraining.variants": "test_variants.py: an hour on two idle cores",
     "python -m pretraining.benchmark": "half an hour: its result files are compared instead",
     "python -m gpt_model.benchmark": "test_benchmark.py",
-    "python -m gpt_model.convert": "test_conversion.py",
+    "python -m gpt_model.convert": "test_smaller_cache.py",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
     "python -m utils.gpt2_download": "test_gpt2_download.py",

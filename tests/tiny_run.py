@@ -1,8 +1,10 @@
-"""Settings of a training run that takes a second or two."""
+"""Settings of a training run that takes a second or two, and a tokenizer that it was not trained with."""
 
 from pathlib import Path
 
 from pretraining.config import Config
+from working_with_text_data.minbpe import RegexTokenizer
+from working_with_text_data.train_tokenizer import END_OF_TEXT
 
 
 def tiny(data: Path, out: Path, **changes: object) -> Config:
@@ -13,3 +15,12 @@ def tiny(data: Path, out: Path, **changes: object) -> Config:
         "checkpoint_every": 4,
     }  # fmt: skip
     return Config(data=data, out=out, **{**settings, **changes})
+
+
+def other_tokenizer(path: Path, vocab_size: int = 512) -> None:
+    """Save a tokenizer that gives other ids than the one of the tests' data; by default it has as many."""
+    tokenizer = RegexTokenizer()
+    tokenizer.train("".join(f"{number} squared is {number**2}. " for number in range(1000)), vocab_size - 1)
+    tokenizer.add_special_tokens(END_OF_TEXT)
+    assert tokenizer.vocab_size == vocab_size
+    tokenizer.save(path)

@@ -11,6 +11,7 @@ A number that is not finite is never in a range: a learning rate of NaN would tr
 """
 
 import math
+import numbers
 import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -30,7 +31,9 @@ class Range:
     """Leave out `most` itself."""
 
     def __contains__(self, number: float) -> bool:
-        if not math.isfinite(number) or not self.least <= number <= self.most:
+        if isinstance(number, float) and not math.isfinite(number):
+            return False
+        if not self.least <= number <= self.most:
             return False
         return not (self.open_below and number == self.least) and not (self.open_above and number == self.most)
 
@@ -52,11 +55,17 @@ def check_ranges(config: Any) -> None:
     """Check each field of a dataclass whose type is annotated with a `Range`; None passes where the type allows it.
 
     Raises:
-        InputError: for the first number outside its range; the message names the field, the range and the number.
+        InputError: for the first value that is no number of the field's type, or outside its range; the message names
+            the field, what would be right, and the value.
     """
     for name, annotation in get_type_hints(type(config), include_extras=True).items():
         range_, number = range_of(annotation), getattr(config, name)
-        if range_ is not None and number is not None and number not in range_:
+        if range_ is None or (number is None and types.NoneType in get_args(annotation)):
+            continue
+        whole = int in _types(annotation)
+        if isinstance(number, bool) or not isinstance(number, numbers.Integral if whole else numbers.Real):
+            raise InputError(f"{name} must be a {'whole ' if whole else ''}number, {range_}, got {number!r}")
+        if number not in range_:
             raise InputError(f"{name} must be {range_}, got {number}")
 
 
@@ -67,6 +76,13 @@ def range_of(annotation: Any) -> Range | None:
     if get_origin(annotation) in (Union, types.UnionType):
         return next((found for part in get_args(annotation) if (found := range_of(part))), None)
     return None
+
+
+def _types(annotation: Any) -> set[Any]:
+    """Return the types that a union, annotated or not, is made of."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return set().union(*map(_types, get_args(annotation)))
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 def _written(number: float) -> str:

@@ -18,10 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from working_with_text_data.minbpe import GPT2_PATTERN, GPT2Tokenizer, GPT4Tokenizer, RegexTokenizer, textbook
-from working_with_text_data.minbpe.base import Pair, merge_by_rank
-from working_with_text_data.minbpe.parallel import encode_stream
-from working_with_text_data.minbpe.trainer import PairTable, learn_merges
+from working_with_text_data.minbpe import (
+    GPT2_PATTERN,
+    GPT2Tokenizer,
+    GPT4Tokenizer,
+    RegexTokenizer,
+    textbook,
+    to_huggingface,
+    to_tiktoken,
+)
+from working_with_text_data.minbpe.fast.parallel import encode_stream
+from working_with_text_data.minbpe.fast.trainer import PairTable, learn_merges
+from working_with_text_data.minbpe.merging import Pair, merge_by_rank
 from working_with_text_data.text_files import read_documents
 
 PART = 2**22  # characters of a long text that are worked on together
@@ -49,19 +57,31 @@ def contender(name: str, encoding: str) -> tuple[Encode, Decode]:
     if name == "ours, as array":
         return ours.encode_to_array, ours.decode
     if name == "textbook":
-        merges = ours.merges
-        return lambda text: textbook.encode(text, ours, merges), ours.decode
+        return textbook_encoder(ours), ours.decode
     if name == "tiktoken":
-        theirs = ours.to_tiktoken()
+        theirs = to_tiktoken(ours)
         return theirs.encode_ordinary, theirs.decode
     if name == "tokenizers":
         import tokenizers
 
         with tempfile.TemporaryDirectory() as folder:
-            ours.to_huggingface(folder)
+            to_huggingface(ours, folder)
             hf = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
         return lambda text: hf.encode(text, add_special_tokens=False).ids, hf.decode
     raise ValueError(name)
+
+
+def textbook_encoder(tokenizer: RegexTokenizer) -> Encode:
+    """The textbook's way to encode, with the pieces and the ids of a tokenizer."""
+    merges, ranks = tokenizer.merges, tokenizer.ranks
+
+    def encode(text: str) -> list[int]:
+        ids = []
+        for piece in tokenizer.split(text):
+            ids += textbook.encode([ranks[bytes([byte])] for byte in piece.encode("utf-8")], merges)
+        return ids
+
+    return encode
 
 
 class PeakMemory:
@@ -124,7 +144,7 @@ def batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
     elif name == "ours, as array":
         run = lambda: list(encode_stream(ours, documents, workers))  # noqa: E731
     else:
-        theirs = ours.to_tiktoken()
+        theirs = to_tiktoken(ours)
         run = lambda: theirs.encode_ordinary_batch(documents, num_threads=workers)  # noqa: E731
     seconds = []
     for _ in range(2):
@@ -141,13 +161,13 @@ def encoding_step(step: str, path: str, limit: int) -> dict[str, Any]:
     """Encode the beginning of a text with GPT-2's tokenizer and the optimisations up to `step`."""
     text = next(texts(Path(path)))[:limit]
     ours = GPT2Tokenizer()
-    merges, ranks = ours.merges, ours.ranks
+    ranks = ours.ranks
     steps: dict[str, Encode] = {
-        "textbook": lambda text: textbook.encode(text, ours, merges),
+        "textbook": textbook_encoder(ours),
         "merge by rank": lambda text: [
             ranks[token] for piece in ours.split(text) for token in merge_by_rank(piece.encode("utf-8"), ranks)
         ],
-        "remember pieces": ours._encode_pieces,
+        "remember pieces": ours._encode_by_pieces,
         "units in NumPy": ours.encode_ordinary,
     }
     started = time.perf_counter()
@@ -178,9 +198,9 @@ def training_step(step: str, path: str, limit: int, n_merges: int) -> dict[str, 
     tokenizer = RegexTokenizer(GPT2_PATTERN)
     started = time.perf_counter()
     if step == "textbook":
-        merges = textbook.learn_merges([piece.encode("utf-8") for piece in tokenizer.split(text)], n_merges)
+        merges = textbook.train([piece.encode("utf-8") for piece in tokenizer.split(text)], n_merges)
     elif step == "distinct pieces":
-        merges = textbook.learn_merges(Counter(piece.encode("utf-8") for piece in tokenizer.split(text)), n_merges)
+        merges = textbook.train(Counter(piece.encode("utf-8") for piece in tokenizer.split(text)), n_merges)
     elif step == "only what changed":
         merges = ScannedPairTable(tokenizer._count_pieces([text], workers=1)).learn(n_merges)
     else:

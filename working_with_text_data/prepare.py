@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from utils.files import InputError, sha256
 from working_with_text_data.minbpe import Tokenizer, open_tokenizer
-from working_with_text_data.minbpe.parallel import encode_stream
+from working_with_text_data.minbpe.fast.parallel import encode_stream
 from working_with_text_data.text_files import CORPUS, HELD_OUT, check_share, find_files, split_documents
 from working_with_text_data.train_tokenizer import END_OF_TEXT
 from working_with_text_data.unfinished import SPLITS, UnfinishedFolder, alone

@@ -21,7 +21,7 @@ from torch import Tensor
 from attention_mechanisms.benchmark.timing import Row, interleaved, rate, spread
 from gpt_model.config import GPTConfig
 from gpt_model.costs import cache_bytes, decoding_bytes
-from gpt_model.decoding import FastDecoder, Precision
+from gpt_model.fast.decoder import FastDecoder, Precision
 from gpt_model.gpt import GPT
 from gpt_model.run_directory import load_tokenizer
 from utils.hardware import compiler_works

@@ -17,7 +17,7 @@ from torch import Tensor
 from attention_mechanisms.benchmark.timing import Row, dtype_name, interleaved, rate, shares, spread
 from gpt_model.config import GPTConfig
 from gpt_model.costs import cache_bytes, decoding_bytes, forward_flops, n_parameters, variants, weight_bytes
-from gpt_model.decoding import FastDecoder
+from gpt_model.fast.decoder import FastDecoder
 from gpt_model.gpt import GPT
 from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE
 from utils.files import InputError

@@ -11,7 +11,7 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.benchmark import decode
 from gpt_model.benchmark.__main__ import Config, main
 from gpt_model.benchmark.decode import NEW, PROMPT, THEIRS, greedy, measure_quality
-from gpt_model.decoding import FastDecoder
+from gpt_model.fast.decoder import FastDecoder
 from utils.files import InputError
 
 QUICK = Config(part="writing", quick=True, sizes=("demo",), device="cpu")

@@ -13,7 +13,7 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.benchmark import sizes
 from gpt_model.benchmark.sizes import Writer, measure_sizes, plot_sizes, random_models, sizes_table
 from gpt_model.costs import cache_bytes, decoding_bytes, variants, weight_bytes
-from gpt_model.decoding import FastDecoder
+from gpt_model.fast.decoder import FastDecoder
 from utils.figures import figure, save_svg
 from utils.files import InputError
 

@@ -194,7 +194,8 @@ def saved_for_backward(config: GPTConfig, batch: int, length: int, autocast: boo
     torch.manual_seed(0)  # decides which experts are asked
     model = GPT(config)
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-    shapes = {tuple(sorted(weight.shape)) for weight in model.parameters()}
+    rounded = [weight.detach().bfloat16() for weight in model.parameters()]
+    rounded += [weight.T for weight in rounded if weight.ndim == 2]
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -206,7 +207,8 @@ def saved_for_backward(config: GPTConfig, batch: int, length: int, autocast: boo
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with saving, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         _graph = model(new, targets)  # must live, or what it holds is freed
-    copies = [t for t in kept.values() if t.dtype == torch.bfloat16 and tuple(sorted(t.shape)) in shapes]
+    # by what they hold: an expert may well be asked for as many tokens as a matrix has rows
+    copies = [t for t in kept.values() if any(torch.equal(t, weight) for weight in rounded)]
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return total - (half := sum(copy.nbytes for copy in copies)), half
 

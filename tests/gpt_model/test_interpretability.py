@@ -11,8 +11,8 @@ from torch import Tensor
 from attention_mechanisms import MultiHeadLatentAttention
 from attention_mechanisms.rotary import rotate, rotation
 from gpt_model import GPT, GPTConfig
-from gpt_model.conversion import to_mla
 from gpt_model.interpretability import ablate_each_head, ablated, attention_maps, logit_lens
+from gpt_model.smaller_cache import to_mla
 from utils.files import InputError
 
 B, T, H, L = 3, 20, 4, 2

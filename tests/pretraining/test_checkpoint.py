@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ from utils.files import InputError, sha256
 def model() -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig.preset("tiny"))
+
+
+def load(run: Path, model: GPT) -> dict[str, Any] | None:
+    """Load a checkpoint; return its state, or None if there is none."""
+    state: dict[str, Any] = {}
+    return state if load_checkpoint(run, model, state.update) else None
 
 
 def change(model: GPT) -> None:
@@ -36,7 +43,7 @@ def run(tmp_path: Path, model: GPT) -> Path:
 
 def test_the_newest_is_loaded_and_the_newest_two_kept(run: Path, model: GPT) -> None:
     assert [folder.name for folder in list_checkpoints(run)] == ["step_000003", "step_000002"]
-    state = load_checkpoint(run, model)
+    state = load(run, model)
     assert state == {"step": 3, "note": "after 3"}
     assert (model.final_norm.weight == 4).all()
 
@@ -58,7 +65,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(
         path.write_bytes(content[: len(content) // 2])
     elif damage == "flip":
         path.write_bytes(content[:20] + bytes([content[20] ^ 1]) + content[21:])
-    state = load_checkpoint(run, model)
+    state = load(run, model)
     assert state is not None
     assert state["note"] == "after 2"
     assert (model.final_norm.weight == 3).all()
@@ -69,7 +76,7 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(
 def test_a_damaged_one_makes_room_for_sound_ones(run: Path, model: GPT) -> None:
     save_checkpoint(run, 30, model, {})
     (run / "train_state" / "step_000030" / "state.pt").write_bytes(b"")
-    load_checkpoint(run, model)  # goes back to step 3
+    load(run, model)  # goes back to step 3
     save_checkpoint(run, 4, model, {})
     assert [folder.name for folder in list_checkpoints(run)] == ["step_000004", "step_000003"]
 
@@ -78,23 +85,23 @@ def test_all_damaged_is_an_error(run: Path, model: GPT) -> None:
     for folder in list_checkpoints(run):
         (folder / "state.pt").write_bytes(b"")
     with pytest.raises(InputError, match="every checkpoint in .* is damaged: start over with --fresh"):
-        load_checkpoint(run, model)
+        load(run, model)
 
 
 def test_another_models_checkpoint_is_an_error(run: Path) -> None:
     with pytest.raises(InputError, match="holds another model's weights"):
-        load_checkpoint(run, GPT(GPTConfig.preset("tiny", d_model=32)))
+        load(run, GPT(GPTConfig.preset("tiny", d_model=32)))
 
 
 def test_a_run_without_checkpoints(tmp_path: Path, model: GPT) -> None:
-    assert load_checkpoint(tmp_path, model) is None
+    assert load(tmp_path, model) is None
 
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(run: Path, model: GPT) -> None:
     unfinished = run / "train_state" / ".step_000099.tmp"
     unfinished.mkdir()
     (unfinished / "model.safetensors").write_bytes(b"half")
-    state = load_checkpoint(run, model)
+    state = load(run, model)
     assert state is not None
     assert state["note"] == "after 3"
     save_checkpoint(run, 4, model, {})
@@ -104,7 +111,7 @@ def test_what_a_killed_process_left_half_written_is_no_checkpoint(run: Path, mod
 
 def test_saving_the_same_step_again_replaces_it(run: Path, model: GPT) -> None:
     save_checkpoint(run, 3, model, {"note": "again"})
-    state = load_checkpoint(run, model)
+    state = load(run, model)
     assert state is not None
     assert state["note"] == "again"
 
@@ -134,7 +141,7 @@ def test_a_write_that_fails_midway_is_named_and_loses_nothing(run: Path, model: 
     assert result.stdout.count("\n") == 1
     assert {path: sha256(path) for path in run.rglob("*") if path.is_file()} == before
     assert not list((run / "train_state").glob(".*"))
-    state = load_checkpoint(run, model)
+    state = load(run, model)
     assert state is not None
     assert state["note"] == "after 3"
 

@@ -18,8 +18,8 @@ import torch
 from gpt_model import GPT
 from pretraining import simple
 from pretraining.metrics import read_metrics
-from pretraining.runs import open_run
-from tests.tiny_run import tiny
+from pretraining.open_run import open_run
+from tests.tiny_run import other_tokenizer, tiny
 from utils.files import InputError, sha256
 from working_with_text_data.shards import write_shard
 
@@ -139,7 +139,7 @@ TRAIN = """
 import json, sys
 from pathlib import Path
 from pretraining import simple
-from tests.tiny_run import tiny
+from tests.tiny_run import other_tokenizer, tiny
 sys.exit(not simple.main(tiny(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))))
 """
 
@@ -209,7 +209,7 @@ class TestRunDirectories:
         ("changes", "message"),
         [
             ({"n_layers": 3}, "holds a run with n_layers 2, not 3"),
-            ({"steps": 13}, "holds a run with steps 12, not 13"),
+            ({"steps": 11}, "has taken 12 steps, so it cannot end after 11: choose more --steps"),
             ({"precision": "bfloat16"}, "holds a run with precision float32, not bfloat16"),
         ],
     )
@@ -234,8 +234,8 @@ class TestRunDirectories:
 
     def test_a_folder_that_is_no_run_is_left_alone(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("precious")
-        for fresh in (False, True):
-            with pytest.raises(InputError, match="is not a run directory"):
+        for fresh, message in ((False, "is not a run directory"), (True, r"holds thesis\.txt, which is not ours")):
+            with pytest.raises(InputError, match=message):
                 simple.main(tiny(data, tmp_path, fresh=fresh))
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -250,7 +250,9 @@ class TestRunDirectories:
     def test_data_of_another_tokenizer(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
         shutil.copytree(data, tmp_path / "data")
         file = tmp_path / "data" / "bpe.json"
-        file.write_bytes(file.read_bytes() + b"\n")
+        file.write_bytes(file.read_bytes() + b"\n")  # the same tokenizer, laid out otherwise
+        assert simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
+        other_tokenizer(file)
         with pytest.raises(InputError, match="have different tokenizers"):
             simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
 
@@ -289,7 +291,7 @@ class TestBadData:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"steps": 0}, "steps must be at least 1 and at most 1,000,000,000, got 0"),
             ({"micro_batch_size": 3}, "must divide batch_size 4, got 3"),
             ({"n_heads": 5}, "n_heads must divide d_model, got 5 heads for width 32"),
         ],

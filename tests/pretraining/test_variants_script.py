@@ -53,5 +53,5 @@ def test_interrupted_it_stores_nothing(config: variants.Config, monkeypatch: pyt
 
 
 def test_impossible_numbers_are_named() -> None:
-    with pytest.raises(InputError, match="seeds must be at least 1, got 0"):
+    with pytest.raises(InputError, match="seeds must be at least 1 and at most 1,000, got 0"):
         variants.Config(seeds=0)

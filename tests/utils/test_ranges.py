@@ -1,6 +1,7 @@
 """A number outside its range is named before any work begins."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -47,3 +48,26 @@ def test_the_message_names_field_range_and_number(name: str, number: float, rang
 def test_what_is_inside_passes() -> None:
     Config(steps=1000, size=2, rate=1e-300, share=0.999, seed=2**63 - 1)
     Config(size=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("steps", "1", "a whole number"),
+        ("steps", 1.0, "a whole number"),
+        ("steps", True, "a whole number"),
+        ("steps", None, "a whole number"),
+        ("size", "2", "a whole number"),
+        ("rate", "0.1", "a number"),
+        ("rate", [0.1], "a number"),
+    ],
+)
+def test_what_is_no_number_is_named_too(name: str, value: object, kind: str) -> None:
+    """Such as it may stand in a damaged config.json."""
+    with pytest.raises(InputError, match=f"^{name} must be {kind}, .*, got {re.escape(repr(value))}$"):
+        Config(**{name: value})
+
+
+def test_a_number_that_no_float_can_hold() -> None:
+    with pytest.raises(InputError, match="steps must be at least 1 and at most 1,000, got 1000"):
+        Config(steps=10**400)

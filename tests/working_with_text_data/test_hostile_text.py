@@ -64,9 +64,9 @@ def differs(name: str, text: str) -> str:
     """What is wrong with the ids of a text; empty if nothing."""
     ours, theirs = both(name)
     expected = theirs.encode_ordinary(text)
-    if (found := ours._encode_pieces(text)) != expected:
+    if (found := ours._encode_by_pieces(text)) != expected:
         return f"piece by piece {found}, tiktoken {expected}"
-    if (found := ours._encode_units(text).tolist()) != expected:
+    if (found := ours._encode_by_units(text).tolist()) != expected:
         return f"by units {found}, tiktoken {expected}"
     if ours.encode(text, disallowed_special=()) != expected:
         return f"tiktoken {expected}, `encode` neither"
@@ -160,7 +160,7 @@ def test_every_code_point_is_what_it_is_to_tiktoken(
         some = texts[start : start + 2**14]
         whole = "".join(some)
         expected = theirs.encode_ordinary(whole)
-        if not expected == ours.encode_to_array(whole).tolist() == ours._encode_pieces(whole):
+        if not expected == ours.encode_to_array(whole).tolist() == ours._encode_by_pieces(whole):
             fail(name, whole)
         if around == ALONE:
             for text in some:

@@ -26,7 +26,7 @@ from tiktoken_ext import openai_public
 
 from utils.files import InputError, sha256
 from working_with_text_data.minbpe import GPT2Tokenizer, GPT4Tokenizer, RankTokenizer, gpt2, gpt4
-from working_with_text_data.minbpe.base import merge_by_rank
+from working_with_text_data.minbpe.merging import merge_by_rank
 from working_with_text_data.minbpe.ranks import DATA, read_ranks
 from working_with_text_data.minbpe.regex import SHORT
 from working_with_text_data.minbpe.unicode_classes import UNASSIGNED, compile_pattern

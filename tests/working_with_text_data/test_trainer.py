@@ -8,8 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from working_with_text_data.minbpe import textbook
-from working_with_text_data.minbpe.base import Pair, count_pairs, merge
-from working_with_text_data.minbpe.trainer import learn_merges
+from working_with_text_data.minbpe.fast.trainer import learn_merges
+from working_with_text_data.minbpe.merging import Pair, count_pairs, merge
 
 # few letters, so that runs, overlaps and ties are common
 small_pieces = st.dictionaries(
@@ -26,12 +26,12 @@ small_pieces = st.dictionaries(
 @settings(max_examples=1000, deadline=None)
 def test_merges_equal_the_textbooks(pieces: dict[bytes, int], n_merges: int) -> None:
     # as lists: the order of the merges counts too
-    assert list(learn_merges(pieces, n_merges).items()) == list(textbook.learn_merges(pieces, n_merges).items())
+    assert list(learn_merges(pieces, n_merges).items()) == list(textbook.train(pieces, n_merges).items())
 
 
 def test_merges_equal_the_textbooks_on_a_novel(persuasion: str) -> None:
     pieces = Counter(word.encode() for word in persuasion[:50_000].split())
-    assert list(learn_merges(pieces, 150).items()) == list(textbook.learn_merges(pieces, 150).items())
+    assert list(learn_merges(pieces, 150).items()) == list(textbook.train(pieces, 150).items())
 
 
 @given(small_pieces)

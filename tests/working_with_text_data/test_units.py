@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT2Tokenizer, RankTokenizer, RegexTokenizer
 from working_with_text_data.minbpe import regex as regex_module
-from working_with_text_data.minbpe import units as units_module
-from working_with_text_data.minbpe.counting import PieceCounter
+from working_with_text_data.minbpe.fast import units as units_module
+from working_with_text_data.minbpe.fast.counting import PieceCounter
+from working_with_text_data.minbpe.fast.unit_encoder import UnitEncoder
+from working_with_text_data.minbpe.fast.units import CHUNK, GPT2_CUTS, GPT4_CUTS, LONGEST, MAX_UNITS, TOO_LONG, Units
 from working_with_text_data.minbpe.regex import CACHE_SIZE, CUTS
 from working_with_text_data.minbpe.unicode_classes import compile_pattern
-from working_with_text_data.minbpe.unit_encoder import UnitEncoder
-from working_with_text_data.minbpe.units import CHUNK, GPT2_CUTS, GPT4_CUTS, LONGEST, MAX_UNITS, TOO_LONG, Units
 
 PATTERNS = pytest.mark.parametrize("pattern", CUTS, ids=["gpt2", "gpt2 as in tiktoken", "gpt4"])
 SPLIT = {pattern: compile_pattern(pattern).findall for pattern in CUTS}
@@ -185,7 +185,7 @@ def test_small_chunks_give_the_ids_of_large_ones(pattern: str, texts: list[str],
     encoder = unit_encoder(pattern)
     chunks = encoder.units.chunks(text.encode("utf-8"), size)
     ids = [i for chunk, bounds in chunks for i in encoder._encode_chunk(chunk, bounds).tolist()]
-    assert ids == encoder.encode(text.encode("utf-8")).tolist() == trained(pattern)._encode_pieces(text)
+    assert ids == encoder.encode(text.encode("utf-8")).tolist() == trained(pattern)._encode_by_pieces(text)
 
 
 @PATTERNS
@@ -199,12 +199,12 @@ def test_what_one_encoder_learns_another_takes_over(pattern: str, max_units: int
         for i, text in enumerate(texts + texts):
             learner, listener = encoders[i % 2], encoders[1 - i % 2]
             for encoder in (learner, listener):
-                assert encoder.encode(text.encode("utf-8")).tolist() == trained(pattern)._encode_pieces(text)
-                listener.take(learner.lesson())
+                assert encoder.encode(text.encode("utf-8")).tolist() == trained(pattern)._encode_by_pieces(text)
+                listener.add_entries(learner.new_entries())
 
 
 def unit_encoder(pattern: str) -> UnitEncoder:
-    return UnitEncoder(CUTS[pattern], trained(pattern)._encode_unit, largest_id=299)
+    return UnitEncoder(CUTS[pattern], trained(pattern)._encode_new_unit, largest_id=299)
 
 
 @functools.cache
@@ -244,8 +244,8 @@ def test_forgetting_changes_no_id(pattern: str, rng: random.Random, monkeypatch:
     for _ in range(300):
         text = " ".join([*rng.choices(known, k=5), *new_words(rng, 10).split(" ")]) if known else "the first"
         known += text.split(" ")
-        ids = trained(pattern)._encode_pieces(text)
-        assert tokenizer._encode_units(text).tolist() == tokenizer._encode_pieces(text) == ids
+        ids = trained(pattern)._encode_by_pieces(text)
+        assert tokenizer._encode_by_units(text).tolist() == tokenizer._encode_by_pieces(text) == ids
         assert tokenizer._units is not None
         n_units = len(tokenizer._units.units.spelling)
         assert n_units <= 100 + len(text)
@@ -261,7 +261,7 @@ def test_counting_forgets_units_and_loses_no_piece(
 ) -> None:
     monkeypatch.setattr(units_module, "MAX_UNITS", 100)
     texts = [f"it's {new_words(rng, 30)} the cat's\r\n" + "x" * 70 for _ in range(50)]
-    counter = PieceCounter(compile_pattern(pattern), CUTS[pattern])
+    counter = PieceCounter(SPLIT[pattern], CUTS[pattern])
     for text in texts:
         counter.add(text.encode("utf-8"))
     assert counter.result() == Counter(piece.encode("utf-8") for text in texts for piece in SPLIT[pattern](text))
@@ -273,7 +273,7 @@ def test_a_stream_of_ever_new_words_fills_no_more_than_the_caches(rng: random.Ra
     tokenizer = GPT2Tokenizer()
     for _ in range(60):
         text = new_words(rng, 10_000)
-        assert tokenizer._encode_units(text).tolist() == tokenizer._encode_pieces(text)
+        assert tokenizer._encode_by_units(text).tolist() == tokenizer._encode_by_pieces(text)
         assert tokenizer._units is not None
         assert len(tokenizer._cache) <= CACHE_SIZE
         assert len(tokenizer._units.units.spelling) <= MAX_UNITS + CHUNK

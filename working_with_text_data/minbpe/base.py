@@ -1,127 +1,32 @@
-"""The tokenizer interface, and the two operations all byte-pair encoding is made of.
+"""The tokenizer interface: train, encode, decode, special tokens, save and load.
 
-A byte-pair tokenizer begins with the 256 bytes as its tokens and learns *merges*: the pair of
-neighbouring tokens seen most often becomes a token of its own, again and again, until the vocabulary
-is as large as wanted. Gage 1994, "A New Algorithm for Data Compression"; for language models Sennrich
-et al. 2016, https://arxiv.org/abs/1508.07909, section 3.2; on bytes Radford et al. 2019 (GPT-2), 2.2.
-
-Merging by rank (the earlier a token was learned, the lower its rank) is the whole of encoding: always
-make the token with the lowest rank, the leftmost first, until no two neighbours make one.
+How a text is divided into pieces is left to the subclasses: not at all (`basic.py`), or by a pattern (`regex.py`).
+What happens inside a piece is in `merging.py`.
 """
 
 from __future__ import annotations
 
-import heapq
-import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.files import InputError
+from utils.files import InputError, printable
+from working_with_text_data.minbpe import files
+from working_with_text_data.minbpe.fast.parallel import encode_stream
+from working_with_text_data.minbpe.fast.trainer import learn_merges
+from working_with_text_data.minbpe.merging import BYTES, Pair
+from working_with_text_data.minbpe.special_tokens import assign_ids, check_allowed, check_surrogates, split_at
 
-Pair = tuple[int, int]
 Normalization = Literal["NFC", "NFD", "NFKC"]
 
-HEAP_LENGTH = 100  # pieces of more bytes are merged with a heap; below it the plain loop is faster
-NEVER = 1 << 62  # the rank of what is no token
-BYTES = [bytes([i]) for i in range(256)]
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
-
-
-def count_pairs(ids: Iterable[int], weight: int = 1, counts: dict[Pair, int] | None = None) -> dict[Pair, int]:
-    """Count neighbouring pairs: [1, 2, 3, 1, 2] -> {(1, 2): 2, (2, 3): 1, (3, 1): 1}.
-
-    Args:
-        ids: token ids in order.
-        weight: what one occurrence counts for.
-        counts: add to this dictionary instead of a new one.
-    """
-    counts = {} if counts is None else counts
-    for pair in pairwise(ids):
-        counts[pair] = counts.get(pair, 0) + weight
-    return counts
-
-
-def merge(ids: list[int], pair: Pair, new_id: int) -> list[int]:
-    """Replace each occurrence of `pair`, from the left: ([1, 2, 3, 1, 2], (1, 2), 4) -> [4, 3, 4]."""
-    merged: list[int] = []
-    i = 0
-    while i < len(ids):
-        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
-            merged.append(new_id)
-            i += 2
-        else:
-            merged.append(ids[i])
-            i += 1
-    return merged
-
-
-def merge_by_rank(piece: bytes, ranks: dict[bytes, int], below: int = NEVER) -> list[bytes]:
-    """The tokens of a piece of text: merge from single bytes on, the lowest rank first.
-
-    That two neighbours spell a token is enough for them to be merged, whichever pair the token was
-    learned from. For trained tokenizers this makes no difference: neighbours that spell a token always
-    are the pair it was learned from, since merging the same bytes by the same lower ranks has left the
-    same two. For tokenizers published as ranks alone it is the definition.
-
-    Args:
-        piece: UTF-8, or any bytes.
-        ranks: the rank of each token. It holds all single bytes.
-        below: merge only what has a lower rank than this.
-    """
-    if len(piece) > HEAP_LENGTH:
-        return _merge_by_rank_long(piece, ranks, below)
-    rank_of = ranks.get
-    parts = [*map(BYTES.__getitem__, piece)]
-    waiting = [rank_of(piece[i : i + 2], NEVER) for i in range(len(piece) - 1)]  # of part i and the next
-    while waiting and (rank := min(waiting)) < below:
-        i = waiting.index(rank)
-        del waiting[i]
-        merged = parts[i] = parts[i] + parts.pop(i + 1)
-        if i:
-            waiting[i - 1] = rank_of(parts[i - 1] + merged, NEVER)
-        if i < len(waiting):
-            waiting[i] = rank_of(merged + parts[i + 1], NEVER)
-    return parts
-
-
-def _merge_by_rank_long(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """As `merge_by_rank` in O(n log n): a linked list of tokens and a heap of the merges in sight.
-
-    Entries of the heap go stale as their tokens are merged away; they are recognised when popped.
-    """
-    parts = [*map(BYTES.__getitem__, piece)]
-    end = len(parts)
-    right = list(range(1, end + 1))  # position of the next token still there
-    left = list(range(-1, end - 1))
-    heap: list[tuple[int, int]] = []
-
-    def consider(i: int) -> None:
-        if i >= 0 and right[i] != end:
-            rank = ranks.get(parts[i] + parts[right[i]], NEVER)
-            if rank < below:
-                heapq.heappush(heap, (rank, i))
-
-    for i in range(end):
-        consider(i)
-    while heap:
-        rank, i = heapq.heappop(heap)
-        j = right[i]
-        if not parts[i] or j == end or ranks.get(parts[i] + parts[j]) != rank:
-            continue  # stale
-        parts[i], parts[j] = parts[i] + parts[j], b""
-        right[i] = right[j]
-        if right[j] != end:
-            left[right[j]] = i
-        consider(i)
-        consider(left[i])
-    return [part for part in parts if part]
+MOST_BYTES = 2**24  # of all tokens together; GPT-4's have 0.7 million
+SAMPLE = "It's 12,345 cafe\u0301s: caf\xe9s, \u65e5\u672c\u8a9e \U0001f600\r\n\n\tdon't -- \x00 \xa0 end  "
 
 
 class Tokenizer(ABC):
@@ -144,7 +49,7 @@ class Tokenizer(ABC):
         self.normalization = normalization
         self.merges: dict[Pair, int] = {}
         self.special_tokens: dict[str, int] = {}
-        self._set_ranks({bytes([i]): i for i in range(256)})
+        self._set_ranks({byte: i for i, byte in enumerate(BYTES)})
 
     def __init_subclass__(cls) -> None:
         Tokenizer.types[cls.__name__] = cls
@@ -153,7 +58,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
-        """How often each piece of text occurs, where no token spans two pieces."""
+        """Return how often each piece of text occurs, where no token spans two pieces."""
 
     def train(
         self,
@@ -166,8 +71,7 @@ class Tokenizer(ABC):
     ) -> None:
         """Learn merges until there are `vocab_size` tokens (special ones not counted) or no pair is left.
 
-        The result does not depend on the order of the documents or the number of workers. Special
-        tokens there were get new ids, after the merges.
+        The order of the documents and the number of workers do not matter. Special tokens get new ids.
 
         Args:
             text: one text, or an iterable of documents, which is read once and never held as a whole;
@@ -178,19 +82,19 @@ class Tokenizer(ABC):
             progress: show a progress bar.
 
         Raises:
-            InputError: if vocab_size is below 256, or min_frequency or workers below 1.
+            InputError: if vocab_size is below 256, min_frequency or workers below 1, or for a lone surrogate.
         """
-        from working_with_text_data.minbpe.trainer import learn_merges
-
         if vocab_size < 256:
             raise InputError(f"vocab_size must be at least 256, the number of bytes, got {vocab_size}")
-        for name, value in (("min_frequency", min_frequency), ("workers", workers)):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        texts = tqdm(
-            [text] if isinstance(text, str) else text, "counting", disable=not progress, leave=False, unit=" documents"
-        )
-        pieces = self._count_pieces(map(self.normalize, texts), workers)
+        if min_frequency < 1 or workers < 1:
+            raise InputError(f"min_frequency and workers must be at least 1, got {min_frequency} and {workers}")
+        texts = [text] if isinstance(text, str) else text
+        counted = tqdm(texts, "counting", disable=not progress, leave=False, unit=" documents")
+        try:
+            pieces = self._count_pieces(map(self.normalize, counted), workers)
+        except UnicodeEncodeError as error:
+            check_surrogates(error.object)
+            raise
         self._set_merges(learn_merges(pieces, vocab_size - 256, min_frequency=min_frequency, progress=progress))
         specials, self.special_tokens = list(self.special_tokens), {}
         self.add_special_tokens(*specials)
@@ -198,44 +102,52 @@ class Tokenizer(ABC):
     # -- encoding ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _encode(self, text: str) -> list[int]:
-        """Token ids of a text already normalised, without lone surrogates."""
+    def _encode_text(self, text: str) -> list[int]:
+        """Return the ids of a text that is normalised already; lone surrogates raise UnicodeEncodeError."""
+
+    def _encode_text_to_array(self, text: str) -> np.ndarray:
+        """Return the same as an array, by a faster way if the subclass has one."""
+        return np.array(self._encode_text(text), dtype=self.array_dtype)
 
     def normalize(self, text: str) -> str:
-        """The text in the tokenizer's normal form; as it is if it has none."""
+        """Return the text in the tokenizer's normal form; as it is if it has none."""
         return unicodedata.normalize(self.normalization, text) if self.normalization else text
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens in it treated as the plain text they look like.
+        """Return the token ids of `text`, special tokens in it treated as the plain text they look like.
 
         Raises:
             InputError: for a lone surrogate, which no UTF-8 text can hold.
         """
         try:
-            return self._encode(self.normalize(text))
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(text) from error
+            return self._encode_text(self.normalize(text))
+        except UnicodeEncodeError:
+            check_surrogates(text)
+            raise
 
     def encode_to_array(self, text: str) -> np.ndarray:
-        """`encode_ordinary` as an array: uint16 if every id of the vocabulary fits, uint32 otherwise."""
+        """Return `encode_ordinary` as an array: uint16 if every id of the vocabulary fits, uint32 otherwise."""
         try:
-            return self._encode_to_array(self.normalize(text))
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(text) from error
+            return self._encode_text_to_array(self.normalize(text))
+        except UnicodeEncodeError:
+            check_surrogates(text)
+            raise
 
-    def _encode_to_array(self, text: str) -> np.ndarray:
-        return np.array(self._encode(text), dtype=self.array_dtype)
+    def split_for_workers(self, text: str, size: int) -> Iterator[str]:
+        """Cut a text into parts whose ids, one after another, are those of the whole, for several processes.
 
-    def lesson(self) -> Any:
-        """What this tokenizer has remembered of texts since the last time it was asked, for a copy of it to `take`."""
+        Args:
+            text: already normalised.
+            size: bytes of a part, about, where it is known where a text may be cut.
+        """
+        yield text
+
+    def new_entries(self) -> Any:
+        """Return what this tokenizer's cache has gained since the last call, for `add_entries` of a copy of it."""
         return None
 
-    def take(self, lesson: Any) -> None:  # noqa: B027 - most tokenizers remember nothing
-        """Remember what a copy of this tokenizer has. It changes the speed of encoding, not the ids."""
-
-    def parts(self, text: str, size: int) -> Iterator[str]:
-        """A text in parts that give the same ids one by one, of about `size` bytes where that is possible."""
-        yield text
+    def add_entries(self, entries: Any) -> None:  # noqa: B027 - most tokenizers have no cache
+        """Take over what a copy's cache has gained: it changes the speed of encoding, never an id."""
 
     def encode(
         self,
@@ -244,7 +156,7 @@ class Tokenizer(ABC):
         allowed_special: Collection[str] | Literal["all"] = (),
         disallowed_special: Collection[str] | Literal["all"] = "all",
     ) -> list[int]:
-        """Token ids of `text`.
+        """Return the token ids of `text`.
 
         Args:
             text: any string.
@@ -256,39 +168,24 @@ class Tokenizer(ABC):
         Raises:
             InputError: if the text holds a disallowed special token, or a lone surrogate.
         """
-        allowed = set(self.special_tokens) if allowed_special == "all" else set(allowed_special)
-        if unknown := allowed - set(self.special_tokens):
-            raise InputError(f"unknown special token {min(unknown)!r}; there are {sorted(self.special_tokens)}")
-        disallowed = set(self.special_tokens) - allowed if disallowed_special == "all" else set(disallowed_special)
-        for special in sorted(disallowed):
-            if special in text:
-                raise InputError(
-                    f"the text holds the special token {special!r}: pass it in allowed_special to encode it as "
-                    "a control token, or disallowed_special=() to encode it as plain text"
-                )
+        allowed = check_allowed(text, self.special_tokens, allowed_special, disallowed_special)
         ids: list[int] = []
         try:
             for part in split_at(text, allowed):
-                ids += [self.special_tokens[part]] if part in allowed else self._encode(self.normalize(part))
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(text) from error
+                ids += [self.special_tokens[part]] if part in allowed else self._encode_text(self.normalize(part))
+        except UnicodeEncodeError:
+            check_surrogates(text)
+            raise
         return ids
 
     def encode_batch(self, texts: Iterable[str], *, workers: int = 1) -> list[list[int]]:
-        """`encode_ordinary` of each text.
-
-        Args:
-            texts: in any number. `parallel.encode_stream` is for more than fit in memory.
-            workers: processes to share the work; 1 does it in this one.
-        """
-        from working_with_text_data.minbpe.parallel import encode_stream
-
+        """Return `encode_ordinary` of each text. For more than fit in memory there is `fast.parallel.encode_stream`."""
         return [ids.tolist() for ids in encode_stream(self, texts, workers)]
 
     # -- decoding ------------------------------------------------------------------------------------
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for; an id outside the vocabulary gives U+FFFD's three bytes."""
+        """Return the bytes that `ids` stand for; an id outside the vocabulary gives U+FFFD's three bytes."""
         ids = ids.tolist() if isinstance(ids, np.ndarray) else [int(i) for i in ids]
         try:
             return b"".join(map(self.vocab.__getitem__, ids))
@@ -296,7 +193,7 @@ class Tokenizer(ABC):
             return b"".join(self.vocab.get(i, REPLACEMENT) for i in ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that `ids` stand for. Bytes that are not UTF-8 give replacement characters, never an error."""
+        """Return the text that `ids` stand for. Bytes that are not UTF-8 give replacement characters, no error."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     # -- vocabulary ----------------------------------------------------------------------------------
@@ -310,26 +207,33 @@ class Tokenizer(ABC):
     def array_dtype(self) -> type[np.unsignedinteger[Any]]:
         return np.uint16 if self.vocab_size <= 2**16 else np.uint32
 
-    def add_special_tokens(self, *specials: str) -> None:
-        """Give each new special token the next free id."""
-        for special in specials:
-            if not special:
-                raise InputError("a special token must not be empty")
-            if special not in self.special_tokens:
-                self._add_special(special, self.vocab_size)
+    def add_special_tokens(self, *specials: str | Mapping[str, int]) -> None:
+        """Add special tokens, all of them or none, each with the next free id or with one of your choice.
 
-    def _add_special(self, special: str, id_: int) -> None:
-        if id_ in self.vocab:
-            raise InputError(f"the special token {special!r} has the id {id_}, which {self.vocab[id_]!r} has already")
-        self.special_tokens[special] = id_
-        self.vocab[id_] = special.encode("utf-8")
-        self._vocab_size = max(self._vocab_size, id_ + 1)
+        add_special_tokens("<|im_start|>", "<|im_end|>") or add_special_tokens({"<|im_start|>": 50300}).
+
+        Raises:
+            InputError: if a token is empty or holds a lone surrogate, or its id is impossible or taken.
+        """
+        wanted: dict[str, int | None] = {}
+        for each in specials:
+            wanted |= each if isinstance(each, Mapping) else {each: None}
+        added = assign_ids(wanted, self.special_tokens, self.vocab, self.vocab_size)
+        self.special_tokens |= added
+        self.vocab |= {id_: special.encode("utf-8") for special, id_ in added.items()}
+        self._vocab_size = max(self.vocab) + 1
 
     def _set_merges(self, merges: dict[Pair, int]) -> None:
         """Derive the tokens from the pairs they are merged of."""
-        vocab = {i: bytes([i]) for i in range(256)}
+        vocab = dict(enumerate(BYTES))
+        n_bytes = 0
         for (first, second), new_id in merges.items():
             vocab[new_id] = vocab[first] + vocab[second]
+            n_bytes += len(vocab[new_id])
+            if n_bytes > MOST_BYTES:
+                raise InputError(
+                    f"the merges up to that of {first} and {second} make over {MOST_BYTES:,} bytes of tokens"
+                )
         ranks = {token: i for i, token in vocab.items()}
         if len(ranks) < len(vocab):
             raise InputError("two merges make the same token")
@@ -345,53 +249,49 @@ class Tokenizer(ABC):
     # -- files ---------------------------------------------------------------------------------------
 
     def settings(self) -> dict[str, Any]:
-        """What the file keeps beside tokens: keyword arguments of the class."""
+        """Return what the file keeps beside tokens: keyword arguments of the class."""
         return {"normalization": self.normalization} if self.normalization else {}
 
     def tokens_as_json(self) -> dict[str, Any]:
-        """The file's entry for all tokens but the special ones."""
+        """Return the file's entry for all tokens but the special ones."""
         return {"merges": [list(pair) for pair in self.merges]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """A tokenizer with the settings and tokens of a file, without its special tokens."""
-        tokenizer = cls(**content["settings"])
-        tokenizer._set_merges({(int(a), int(b)): 256 + i for i, (a, b) in enumerate(content["merges"])})
+        """Return a tokenizer with the settings and tokens of a file, without its special tokens.
+
+        Raises:
+            InputError: if an entry is missing or impossible.
+        """
+        tokenizer = cls(**files.entry(content, "settings", dict))
+        tokenizer._set_merges(files.merges_of(content))
         return tokenizer
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file that `Tokenizer.load` reads back to an equal tokenizer."""
-        from working_with_text_data.minbpe.files import save
+        tokens = {"special_tokens": self.special_tokens, **self.tokens_as_json()}
+        files.write(Path(path), {"type": type(self).__name__, "settings": self.settings(), **tokens})
 
-        save(self, Path(path))
-
+    @files.OnClassOnly
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
-        """Read a tokenizer of any type that `save` wrote.
+        """Return the tokenizer, of whatever type, that `save` wrote.
 
         Raises:
             FileNotFoundError: if there is no such file.
             InputError: if it is damaged, of another format or of a newer version; the message says which.
         """
-        from working_with_text_data.minbpe.files import load
-
-        return load(Path(path))
-
-
-def split_at(text: str, separators: Collection[str]) -> list[str]:
-    """Cut `text` before and after each separator, the longest first where several begin at one place.
-
-    split_at("a<x>b", {"<x>"}) -> ["a", "<x>", "b"]; empty parts are left out.
-    """
-    if not separators:
-        return [text] if text else []
-    pattern = "|".join(re.escape(s) for s in sorted(separators, key=len, reverse=True))
-    return [part for part in re.split(f"({pattern})", text) if part]
-
-
-def lone_surrogate(text: str) -> InputError:
-    """The error for a text that UTF-8 cannot hold."""
-    at = next(i for i, character in enumerate(text) if "\ud800" <= character <= "\udfff")
-    return InputError(
-        f"the text holds a lone surrogate, {text[at]!r}, at position {at:,}: it is half of a character, no text"
-    )
+        content = files.read(Path(path))
+        try:
+            name = files.entry(content, "type", str)
+            if name not in Tokenizer.types:
+                raise InputError(
+                    f'the entry "type" must be one of {", ".join(Tokenizer.types)}, got {files.brief(name)}'
+                )
+            tokenizer = Tokenizer.types[name].from_json(content)
+            tokenizer.add_special_tokens(files.entry(content, "special_tokens", dict))
+            if tokenizer.decode(tokenizer.encode_ordinary(SAMPLE)) != tokenizer.normalize(SAMPLE):
+                raise InputError("it does not give back the text that it is given")
+        except (InputError, TypeError) as error:  # a TypeError: a setting of a name that its class does not know
+            raise InputError(f"{path} is damaged: {printable(str(error))}") from error
+        return tokenizer

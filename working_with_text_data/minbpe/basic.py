@@ -7,7 +7,8 @@ beside "the ", and spends its vocabulary on the same word in many surroundings. 
 from collections import Counter
 from collections.abc import Iterable
 
-from working_with_text_data.minbpe.base import Tokenizer, merge_by_rank
+from working_with_text_data.minbpe.base import Tokenizer
+from working_with_text_data.minbpe.merging import merge_by_rank
 
 
 class BasicTokenizer(Tokenizer):
@@ -16,5 +17,5 @@ class BasicTokenizer(Tokenizer):
     def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
         return Counter(document.encode("utf-8") for document in documents)  # nothing to share among workers
 
-    def _encode(self, text: str) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         return [self.ranks[token] for token in merge_by_rank(text.encode("utf-8"), self.ranks)]

@@ -1,75 +1,101 @@
-"""Tokenizers as files: one JSON file that keeps everything, and says what is wrong with it."""
+"""Tokenizers as files: one JSON object, which carries a checksum of itself and says what is wrong with it.
 
+One wrong bit in the pattern or in a merge would give other ids to every text, so such a file is refused.
+"""
+
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.files import InputError, write_atomically
-from working_with_text_data.minbpe.base import Tokenizer
+from utils.files import InputError, printable, read_json, write_atomically
+from working_with_text_data.minbpe.merging import Pair
 
 FORMAT = "minbpe"
-VERSION = 2  # 1 had neither "tokens" nor a normalization
+VERSION = 3  # 1 had neither "tokens" nor a normalization, 2 had no checksum
+TYPE_NAMES = {dict: "an object", list: "a list", str: "a string"}
 
 
-def save(tokenizer: Tokenizer, path: Path) -> None:
-    """Write a tokenizer; see `Tokenizer.save`."""
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "type": type(tokenizer).__name__,
-        "settings": tokenizer.settings(),
-        "special_tokens": tokenizer.special_tokens,
-        **tokenizer.tokens_as_json(),
-    }
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write the entries of a tokenizer, with format, version and checksum."""
+    content = {"format": FORMAT, "version": VERSION, **content}
+    content["sha256"] = _checksum(content)
     with write_atomically(path) as file:
         file.write(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8"))
 
 
-def load(path: Path) -> Tokenizer:
-    """Read a tokenizer; see `Tokenizer.load`."""
-    content = _read(path)
-    try:
-        tokenizer = Tokenizer.types[content["type"]].from_json(content)
-        for text, id_ in content["special_tokens"].items():
-            tokenizer._add_special(str(text), int(id_))
-    except InputError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {type(error).__name__} {error}") from error
-    return tokenizer
-
-
-def open_tokenizer(name_or_path: str | Path) -> Tokenizer:
-    """GPT-2's or GPT-4's tokenizer by the name "gpt2" or "gpt4", or one from a file.
+def read(path: Path) -> dict[str, Any]:
+    """Return the entries of a tokenizer file.
 
     Raises:
-        InputError: if there is no file, or it is damaged.
+        FileNotFoundError: if there is no such file.
+        InputError: if it is no tokenizer file, of a newer version, or its checksum is another.
     """
-    from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
-    from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
-
-    known = {"gpt2": GPT2Tokenizer, "gpt4": GPT4Tokenizer}
-    if str(name_or_path) in known:
-        return known[str(name_or_path)]()
-    path = Path(name_or_path)
-    if not path.is_file():
-        raise InputError(
-            f"there is no tokenizer {path}: make one with python -m working_with_text_data.train_tokenizer, "
-            f"or name a known one, {' or '.join(known)}"
-        )
-    return Tokenizer.load(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:  # bad JSON, or not UTF-8
-        raise InputError(f"{path} is not a tokenizer file, or is cut short: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f'{path} is not a tokenizer file: it lacks the entry "format": "{FORMAT}"')
-    if content.get("version") not in range(1, VERSION + 1):
+    if (version := content.get("version")) not in range(1, VERSION + 1):
         raise InputError(
-            f"{path} has version {content.get('version')}, this code reads versions up to {VERSION}: "
+            f"{path} has version {brief(version)}, this code reads versions up to {VERSION}: "
             "it was written by a newer release"
         )
+    if version >= 3 or "sha256" in content:
+        found = _checksum({name: value for name, value in content.items() if name != "sha256"})
+        if found != (right := content.get("sha256")):
+            raise InputError(
+                f"{path} is damaged: the checksum of its content is {found}, but its entry sha256 says {brief(right)}"
+            )
     return content
+
+
+def entry(content: dict[str, Any], name: str, type_: type) -> Any:
+    """Return one entry.
+
+    Raises:
+        InputError: if it is not there or of another type.
+    """
+    if name not in content:
+        raise InputError(f'the entry "{name}" is missing')
+    if type(content[name]) is not type_:
+        raise InputError(f'the entry "{name}" must be {TYPE_NAMES[type_]}, got {brief(content[name])}')
+    return content[name]
+
+
+def merges_of(content: dict[str, Any]) -> dict[Pair, int]:
+    """Return the entry "merges", each pair of ids with the id it makes.
+
+    Raises:
+        InputError: if a pair is none, is there twice, or has an id that is not made before it.
+    """
+    merges: dict[Pair, int] = {}
+    for new_id, pair in enumerate(entry(content, "merges", list), 256):
+        if type(pair) is not list or [type(half) for half in pair] != [int, int]:
+            raise InputError(f"the merge that makes the token {new_id} must be two ids, got {brief(pair)}")
+        if not all(0 <= half < new_id for half in pair):
+            raise InputError(f"the merge that makes the token {new_id} must be of ids below it, got {brief(pair)}")
+        if (first := merges.setdefault((pair[0], pair[1]), new_id)) != new_id:
+            raise InputError(f"the merge that makes the token {new_id}, {pair}, has made the token {first} already")
+    return merges
+
+
+def brief(value: Any) -> str:
+    """Return a value as an error message shows it: on one line, and not all of a long one."""
+    shown = printable(repr(value))
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+class OnClassOnly(staticmethod):
+    """A static method that an instance refuses, since there it would seem to change the instance."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Callable[..., Any]:
+        return super().__get__(instance, owner) if instance is None else self._refuse
+
+    def _refuse(self, *_: Any, **__: Any) -> None:
+        raise InputError(
+            f"{self.__name__} returns a tokenizer and changes none: write tokenizer = Tokenizer.{self.__name__}(path)"
+        )
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.files import InputError, write_atomically
+from working_with_text_data.minbpe.files import brief
 from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
 from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
 from working_with_text_data.minbpe.ranks import RankTokenizer
-from working_with_text_data.minbpe.regex import RegexTokenizer
+from working_with_text_data.minbpe.regex import CUTS, RegexTokenizer
+from working_with_text_data.minbpe.splitting import covering
 
 if TYPE_CHECKING:
     import tiktoken
@@ -26,7 +28,7 @@ OURS = {"gpt2": GPT2Tokenizer, "r50k_base": GPT2Tokenizer, "cl100k_base": GPT4To
 
 
 def from_tiktoken(name_or_encoding: str | tiktoken.Encoding) -> RankTokenizer:
-    """The tokenizer with the ids of a tiktoken encoding.
+    """Return the tokenizer with the ids of a tiktoken encoding.
 
     Args:
         name_or_encoding: one of tiktoken's names, such as "o200k_base", or an `Encoding`. "gpt2",
@@ -51,25 +53,35 @@ def from_tiktoken(name_or_encoding: str | tiktoken.Encoding) -> RankTokenizer:
 
 
 def to_tiktoken(tokenizer: RegexTokenizer, name: str = "ours") -> tiktoken.Encoding:
-    """A tiktoken encoding with the same ids.
+    """Return a tiktoken encoding with the same ids.
 
     Raises:
-        InputError: if the tokenizer normalises, which tiktoken does not.
+        InputError: if the tokenizer normalises, which tiktoken does not, or its pattern is none for tiktoken.
     """
     import tiktoken
 
     if tokenizer.normalization:
         raise InputError(f"tiktoken does not normalise text, and this tokenizer does, to {tokenizer.normalization}")
-    return tiktoken.Encoding(
-        name, pat_str=tokenizer.pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special_tokens
-    )
+    pattern = _covering_pattern(tokenizer)
+    try:
+        return tiktoken.Encoding(
+            name, pat_str=pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special_tokens
+        )
+    except ValueError as error:
+        raise InputError(f"tiktoken cannot split by the pattern {brief(tokenizer.pattern)}: {error}") from error
 
 
-def to_huggingface(tokenizer: RegexTokenizer, folder: Path) -> None:
-    """Write `tokenizer.json` and its `tokenizer_config.json`: `transformers.AutoTokenizer` reads the folder.
+def _covering_pattern(tokenizer: RegexTokenizer) -> str:
+    """Return a pattern that makes others keep what we keep: characters that the tokenizer's does not match."""
+    return tokenizer.pattern if tokenizer.pattern in CUTS else covering(tokenizer.pattern)
+
+
+def to_huggingface(tokenizer: RegexTokenizer, folder: str | Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` reads.
 
     Raises:
-        InputError: if a token is not merged of two others: their format stores merges.
+        InputError: if a token is not merged of two others, since their format stores merges; or if they would
+            read a special token as other text than we do. Nothing is written then.
     """
     letters = byte_letters()
 
@@ -79,6 +91,7 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: Path) -> None:
     vocab = tokenizer.vocab
     specials = tokenizer.special_tokens
     ordinary = {spell(token): rank for token, rank in tokenizer.ranks.items()}
+    _check_spellings(tokenizer, ordinary, letters)
     content = {
         "version": "1.0",
         "truncation": None,
@@ -90,7 +103,7 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: Path) -> None:
             "pretokenizers": [
                 {
                     "type": "Split",
-                    "pattern": {"Regex": _for_oniguruma(tokenizer.pattern)},
+                    "pattern": {"Regex": _for_oniguruma(_covering_pattern(tokenizer))},
                     "behavior": "Isolated",
                     "invert": False,
                 },
@@ -115,15 +128,32 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: Path) -> None:
     end_of_text = {"eos_token": "<|endoftext|>"} if "<|endoftext|>" in specials else {}
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **end_of_text}
     for name, json_ in (("tokenizer.json", content), ("tokenizer_config.json", settings)):
-        with write_atomically(folder / name) as file:
+        with write_atomically(Path(folder) / name) as file:
             file.write(json.dumps(json_, ensure_ascii=False, indent=1).encode("utf-8"))
 
 
 def byte_letters() -> list[str]:
-    """The character that stands for each of the 256 bytes: "A" for 65, "Ġ" for the space."""
+    """Return the character that stands for each of the 256 bytes: "A" for 65, "Ġ" for the space."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = count(256)
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _check_spellings(tokenizer: RegexTokenizer, ordinary: dict[str, int], letters: list[str]) -> None:
+    """Check that each spelling in their table has one id, and each special token is decoded to itself."""
+    bytes_of = {letter: byte for byte, letter in enumerate(letters)}
+    for special, id_ in tokenizer.special_tokens.items():
+        if special in ordinary:
+            raise InputError(
+                f"the special token {special!r}, {id_}, is spelled in their files like the token "
+                f"{tokenizer.vocab[ordinary[special]]!r}, {ordinary[special]}: choose another special token"
+            )
+        read = [bytes_of.get(letter, -1) for letter in special]  # a token all of such letters is decoded to bytes
+        if min(read) >= 0 and bytes(read) != special.encode("utf-8"):
+            raise InputError(
+                f"the special token {special!r}, {id_}, would be decoded by their files to the bytes "
+                f"{bytes(read)!r}: choose another special token"
+            )
 
 
 def _added_token(special: str, id_: int) -> dict[str, Any]:
@@ -132,7 +162,7 @@ def _added_token(special: str, id_: int) -> dict[str, Any]:
 
 
 def _for_oniguruma(pattern: str) -> str:
-    """The pattern for the engine of `tokenizers`, which reads `{1,3}+` as a repetition of a repetition.
+    """Return the pattern for the engine of `tokenizers`, which reads `{1,3}+` as a repetition of a repetition.
 
     Taken as plain `{1,3}` it finds the same pieces: nothing follows it that could make it give way.
     """

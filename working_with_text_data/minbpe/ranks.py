@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from utils.files import InputError
-from working_with_text_data.minbpe.base import Normalization, Pair, merge_by_rank
+from working_with_text_data.minbpe.base import Normalization
+from working_with_text_data.minbpe.files import brief, entry
+from working_with_text_data.minbpe.merging import BYTES, Pair, merge_by_rank
 from working_with_text_data.minbpe.regex import RegexTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -50,11 +52,10 @@ class RankTokenizer(RegexTokenizer):
         normalization: Normalization | None = None,
     ) -> None:
         super().__init__(pattern, normalization)
-        if missing := [i for i in range(256) if bytes([i]) not in ranks]:
-            raise InputError(f"the byte 0x{missing[0]:02x} has no rank: there must be one for each of the 256")
+        if missing := [byte.hex() for byte in BYTES if byte not in ranks]:
+            raise InputError(f"the byte 0x{missing[0]} has no rank: there must be one for each of the 256")
         self._set_ranks(ranks)
-        for special, id_ in special_tokens.items():
-            self._add_special(special, id_)
+        self.add_special_tokens(special_tokens)
 
     def train(self, *_: Any, **__: Any) -> None:
         """Refused.
@@ -94,7 +95,13 @@ class RankTokenizer(RegexTokenizer):
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
         tokenizer = cls.__new__(cls)  # the subclasses' own __init__ would read the ranks that they come with
-        tokens = enumerate(content["tokens"])
-        ranks = {token.encode("latin-1"): i for i, token in tokens if token is not None}
-        RankTokenizer.__init__(tokenizer, ranks, special_tokens={}, **content["settings"])
+        ranks: dict[bytes, int] = {}
+        for i, token in enumerate(entry(content, "tokens", list)):
+            if token is None:
+                continue
+            if type(token) is not str or not token or max(token) > "\xff":
+                raise InputError(f"the token {i} must be a text of characters up to U+00FF, got {brief(token)}")
+            if (first := ranks.setdefault(token.encode("latin-1"), i)) != i:
+                raise InputError(f"the token {i}, {brief(token)}, is the token {first} already")
+        RankTokenizer.__init__(tokenizer, ranks, special_tokens={}, **entry(content, "settings", dict))
         return tokenizer

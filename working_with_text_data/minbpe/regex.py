@@ -8,21 +8,17 @@ of any script") and counts U+001C to U+001F as white space, which OpenAI's token
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import regex
 
-from utils.files import InputError
-from working_with_text_data.minbpe.base import Normalization, Tokenizer, lone_surrogate, merge_by_rank
-from working_with_text_data.minbpe.counting import count_pieces
-from working_with_text_data.minbpe.unicode_classes import compile_pattern
-from working_with_text_data.minbpe.unit_encoder import Lesson, UnitEncoder
-from working_with_text_data.minbpe.units import GPT2_CUTS, GPT4_CUTS
-
-if TYPE_CHECKING:
-    import tiktoken
+from working_with_text_data.minbpe.base import Normalization, Tokenizer
+from working_with_text_data.minbpe.fast.counting import count_pieces
+from working_with_text_data.minbpe.fast.unit_encoder import Entries, UnitEncoder
+from working_with_text_data.minbpe.fast.units import GPT2_CUTS, GPT4_CUTS
+from working_with_text_data.minbpe.merging import merge_by_rank
+from working_with_text_data.minbpe.special_tokens import check_surrogates
+from working_with_text_data.minbpe.splitting import splitter
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_PATTERN = (
@@ -41,9 +37,12 @@ SHORT = 4096  # characters of a text for which NumPy's overhead does not pay
 class RegexTokenizer(Tokenizer):
     """Byte-pair encoding of the pieces that `pattern` splits a text into.
 
+    There are two ways to the same ids. `_encode_by_pieces` is the obvious one. `_encode_by_units` looks whole
+    units up, an array of them at once, and takes each new one to `_encode_new_unit`; it is many times as fast,
+    but needs to know where a pattern's pieces surely end, which is written down for the patterns of this module.
+
     Args:
-        pattern: a regular expression whose matches cover every text; GPT-4's by default. Encoding is
-            several times as fast with the two patterns of this module as with any other.
+        pattern: a regular expression, GPT-4's by default. A character that it does not match is a piece of its own.
         normalization: see `Tokenizer`.
 
     Raises:
@@ -51,12 +50,12 @@ class RegexTokenizer(Tokenizer):
     """
 
     def __init__(self, pattern: str = GPT4_PATTERN, normalization: Normalization | None = None) -> None:
-        try:
-            self._compiled = compile_pattern(pattern)
-        except (regex.error, TypeError) as error:
-            raise InputError(f"the splitting pattern {pattern!r} is not a regular expression: {error}") from error
+        self._split = splitter(pattern, covers_all=pattern in [*CUTS])
         self.pattern = pattern
         super().__init__(normalization)
+
+    def settings(self) -> dict[str, Any]:
+        return {"pattern": self.pattern, **super().settings()}
 
     def _set_ranks(self, ranks: dict[bytes, int]) -> None:
         super()._set_ranks(ranks)
@@ -64,68 +63,22 @@ class RegexTokenizer(Tokenizer):
         self._units: UnitEncoder | None = None
 
     def split(self, text: str) -> list[str]:
-        """The pieces of a text, in order."""
-        return self._compiled.findall(text)
+        """Return the pieces of a text, in order. Together they are the text."""
+        return self._split(text)
 
     def _count_pieces(self, documents: Iterable[str], workers: int) -> dict[bytes, int]:
-        return count_pieces(documents, self._compiled, CUTS.get(self.pattern), workers)
+        return count_pieces(documents, self._split, CUTS.get(self.pattern), workers)
 
-    def _encode(self, text: str) -> list[int]:
-        if self.pattern in CUTS and len(text) > SHORT:
-            return self._encode_units(text).tolist()
-        return self._encode_pieces(text)
+    # -- the obvious way -----------------------------------------------------------------------------
 
-    def _encode_to_array(self, text: str) -> np.ndarray:
-        if self.pattern in CUTS and len(text) > SHORT:
-            return self._encode_units(text).astype(self.array_dtype, copy=False)
-        return super()._encode_to_array(text)
-
-    def _encode_units(self, text: str) -> np.ndarray:
-        """The same ids by another way, which looks each distinct unit up once: see `units.py`."""
-        return self._unit_encoder().encode(text.encode("utf-8"))
-
-    def _unit_encoder(self) -> UnitEncoder:
-        if self._units is None:
-            self._units = UnitEncoder(CUTS[self.pattern], self._encode_unit, largest_id=max(self.ranks.values()))
-        return self._units
-
-    def _encode_unit(self, unit: bytes) -> list[int]:
-        """Ids of one unit. Most are a single piece, and the caller remembers those."""
-        if not (unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha())):  # such a word is one piece
-            text = unit.decode("utf-8")
-            if len(self.split(text)) > 1:
-                return self._encode_pieces(text)
-        rank = self.ranks.get(unit)
-        return [self.ranks[token] for token in merge_by_rank(unit, self.ranks)] if rank is None else [rank]
-
-    def parts(self, text: str, size: int) -> Iterator[str]:
-        if self.pattern not in CUTS or len(text) <= size:
-            yield text
-            return
-        try:
-            data = text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(text) from error
-        for part in CUTS[self.pattern].parts(data, size):
-            yield part.decode("utf-8")
-
-    def lesson(self) -> Lesson | None:
-        return self._units.lesson() if self._units else None
-
-    def take(self, lesson: Lesson | None) -> None:
-        if lesson is not None:
-            self._unit_encoder().take(lesson)
-
-    def _encode_pieces(self, text: str) -> list[int]:
-        """The obvious way: split, then merge what is in neither vocabulary nor cache."""
-        ranks, cache = self.ranks, self._cache
+    def _encode_by_pieces(self, text: str) -> list[int]:
+        """Return the ids of a text: split, then merge what is in neither vocabulary nor cache."""
+        cache = self._cache
         ids: list[int] = []
-        for piece in self.split(text):
+        for piece in self._split(text):
             known = cache.get(piece)
             if known is None:
-                spelling = piece.encode("utf-8")
-                rank = ranks.get(spelling)
-                known = [ranks[part] for part in merge_by_rank(spelling, ranks)] if rank is None else [rank]
+                known = self._encode_piece(piece.encode("utf-8"))
                 if len(piece) <= LONGEST_CACHED:
                     if len(cache) >= CACHE_SIZE:
                         cache.clear()
@@ -133,21 +86,58 @@ class RegexTokenizer(Tokenizer):
             ids += known
         return ids
 
-    def to_tiktoken(self, name: str = "ours") -> "tiktoken.Encoding":
-        """A tiktoken encoding with the same ids.
+    def _encode_piece(self, piece: bytes) -> list[int]:
+        rank = self.ranks.get(piece)
+        return [*map(self.ranks.__getitem__, merge_by_rank(piece, self.ranks))] if rank is None else [rank]
 
-        Raises:
-            InputError: if this tokenizer normalises, which tiktoken does not.
-        """
-        from working_with_text_data.minbpe.interop import to_tiktoken
+    # -- the fast way --------------------------------------------------------------------------------
 
-        return to_tiktoken(self, name)
+    def _encode_text(self, text: str) -> list[int]:
+        if self.pattern in CUTS and len(text) > SHORT:
+            return self._encode_by_units(text).tolist()
+        return self._encode_by_pieces(text)
 
-    def to_huggingface(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and its settings: `transformers.AutoTokenizer.from_pretrained` reads the folder."""
-        from working_with_text_data.minbpe.interop import to_huggingface
+    def _encode_text_to_array(self, text: str) -> np.ndarray:
+        if self.pattern in CUTS and len(text) > SHORT:
+            return self._encode_by_units(text).astype(self.array_dtype, copy=False)
+        return super()._encode_text_to_array(text)
 
-        to_huggingface(self, Path(folder))
+    def _encode_by_units(self, text: str) -> np.ndarray:
+        """Return the ids of a text by looking its units up, each of which is a piece or a few: see `units.py`."""
+        return self._unit_encoder.encode(text.encode("utf-8"))
 
-    def settings(self) -> dict[str, Any]:
-        return {"pattern": self.pattern, **super().settings()}
+    @property
+    def _unit_encoder(self) -> UnitEncoder:
+        """The table of units, made when it is first needed."""
+        if self._units is None:
+            self._units = UnitEncoder(CUTS[self.pattern], self._encode_new_unit, largest_id=max(self.ranks.values()))
+        return self._units
+
+    def _encode_new_unit(self, unit: bytes) -> list[int]:
+        """Return the ids of a unit that the table lacks. Most units are a single piece."""
+        if not (unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha())):  # such a word is one piece
+            text = unit.decode("utf-8")
+            if len(self._split(text)) > 1:
+                return self._encode_by_pieces(text)
+        return self._encode_piece(unit)
+
+    # -- several processes ---------------------------------------------------------------------------
+
+    def split_for_workers(self, text: str, size: int) -> Iterator[str]:
+        if self.pattern not in CUTS or len(text) <= size:
+            yield text
+            return
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError:
+            check_surrogates(text)
+            raise
+        for part in CUTS[self.pattern].parts(data, size):
+            yield part.decode("utf-8")
+
+    def new_entries(self) -> Entries | None:
+        return self._units.new_entries() if self._units else None
+
+    def add_entries(self, entries: Entries | None) -> None:
+        if entries is not None:
+            self._unit_encoder.add_entries(entries)

@@ -1,22 +1,30 @@
-"""Byte-pair encoding as a textbook has it: nothing remembered, everything counted anew.
+"""Byte-pair encoding on one page, as a textbook has it: nothing remembered, everything counted anew.
 
-Too slow for more than a page or two, and easy to believe. The tests hold the fast code against it, and
-`benchmark.py` measures what each step from here to there gains.
+Three rounds of training on one word. "aa" is the most frequent pair (4 times, overlaps counted), then "aa"+"a" and
+"a"+"b" stand there twice each, and so on; each round writes a new token, 256 and up, for the pair it merges:
+
+    >>> merges = train([b"aaabdaaabac"], n_merges=3)
+    >>> merges
+    {(97, 97): 256, (256, 97): 257, (257, 98): 258}
+    >>> encode(b"aaabdaaabac", merges)      # aaab d aaab a c
+    [258, 100, 258, 97, 99]
+
+It is too slow for more than a page or two of text, and easy to believe. The tests hold the fast code against it.
 """
 
 from collections.abc import Iterable, Mapping
 
-from working_with_text_data.minbpe.base import Pair, count_pairs, merge
-from working_with_text_data.minbpe.regex import RegexTokenizer
+from working_with_text_data.minbpe.merging import NEVER, Pair, count_pairs, merge
 
 
-def learn_merges(pieces: Iterable[bytes] | Mapping[bytes, int], n_merges: int) -> dict[Pair, int]:
-    """The first merges of a text: count every pair, merge the most frequent, count every pair again.
+def train(pieces: Iterable[bytes] | Mapping[bytes, int], n_merges: int) -> dict[Pair, int]:
+    """Return the first merges of a text, in order: count every pair, merge the most frequent, start over.
 
-    Ties go to the greater pair of byte strings, as in `trainer.py`.
+    Of equally frequent pairs the one with the greater first half is taken, as byte strings compare; if the first
+    halves are equal too, the one with the greater second half.
 
     Args:
-        pieces: of the text, each as often as it occurs; or, to save work, how often each occurs.
+        pieces: of the text; no merge spans two of them. Or, to save work, how often each distinct piece occurs.
         n_merges: fewer are returned when no pair is left before that.
     """
     weighted = pieces.items() if isinstance(pieces, Mapping) else ((piece, 1) for piece in pieces)
@@ -36,21 +44,17 @@ def learn_merges(pieces: Iterable[bytes] | Mapping[bytes, int], n_merges: int) -
     return merges
 
 
-def encode(text: str, tokenizer: RegexTokenizer, merges: dict[Pair, int]) -> list[int]:
-    """Token ids of a text: in each piece, merge the pair learned first, until none is left that was learned.
+def encode(piece: Iterable[int], merges: Mapping[Pair, int]) -> list[int]:
+    """Return the token ids of a piece of text: merge the pair learned first, until none is left that was learned.
 
     Args:
-        text: any string.
-        tokenizer: splits the text, and has the ids of the bytes.
-        merges: the tokenizer's own, `tokenizer.merges`.
+        piece: its bytes; for a tokenizer that numbers the bytes in another order, as GPT-2's does, their ids.
+        merges: in the order in which they were learned, each with the id it makes.
     """
-    encoded = []
-    for piece in tokenizer.split(text):
-        ids = [tokenizer.ranks[bytes([byte])] for byte in piece.encode("utf-8")]
-        while len(ids) > 1:
-            pair = min(count_pairs(ids), key=lambda pair: merges.get(pair, len(tokenizer.vocab)))
-            if pair not in merges:
-                break
-            ids = merge(ids, pair, merges[pair])
-        encoded += ids
-    return encoded
+    ids = list(piece)
+    while len(ids) > 1:
+        pair = min(count_pairs(ids), key=lambda pair: merges.get(pair, NEVER))
+        if pair not in merges:
+            break
+        ids = merge(ids, pair, merges[pair])
+    return ids

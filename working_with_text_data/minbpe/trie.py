@@ -19,8 +19,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from working_with_text_data.minbpe.base import Tokenizer, lone_surrogate, merge_by_rank
+from working_with_text_data.minbpe.base import Tokenizer
+from working_with_text_data.minbpe.merging import merge_by_rank
 from working_with_text_data.minbpe.regex import RegexTokenizer
+from working_with_text_data.minbpe.special_tokens import check_surrogates
 
 Spelling = tuple[bytes, ...]
 
@@ -137,8 +139,9 @@ def pieces(tokenizer: Tokenizer, text: str) -> Iterator[bytes]:
     try:
         for piece in tokenizer.split(normal) if isinstance(tokenizer, RegexTokenizer) else [normal]:
             yield piece.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise lone_surrogate(normal) from error
+    except UnicodeEncodeError:
+        check_surrogates(normal)
+        raise
 
 
 def compare(tokenizer: Tokenizer, text: str) -> Comparison:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-from working_with_text_data.minbpe.base import Pair
+from working_with_text_data.minbpe.merging import Pair
 
 GONE = -1  # a position merged into the one on its left
 BETWEEN = -2  # a position between two pieces: no pair includes it
@@ -26,7 +26,7 @@ BETWEEN = -2  # a position between two pieces: no pair includes it
 def learn_merges(
     pieces: Mapping[bytes, int], n_merges: int, *, min_frequency: int = 1, progress: bool = False
 ) -> dict[Pair, int]:
-    """The first `n_merges` merges, in order, each with the token it makes (256 and up).
+    """Return the first `n_merges` merges, in order, each with the token it makes (256 and up).
 
     Args:
         pieces: how often each piece of text occurs; merges never cross from one piece to another.

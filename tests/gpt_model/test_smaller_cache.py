@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gpt_model import GPT, GPTConfig, TextGenerator, convert
-from gpt_model.conversion import LayerReport, describe, to_gqa, to_mla
 from gpt_model.run_directory import load_tokenizer
+from gpt_model.smaller_cache import LayerReport, describe, to_gqa, to_mla
 from utils.files import InputError
 
 ROOT = Path(__file__).parent.parent.parent

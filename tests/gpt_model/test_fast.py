@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from attention_mechanisms import Mask
-from gpt_model import GPT, GPTConfig, TextGenerator, quantize
-from gpt_model.conversion import to_mla
-from gpt_model.decoding import FastDecoder
-from gpt_model.quantize import Int8Linear, quantize_rows, split
+from gpt_model import GPT, GPTConfig, TextGenerator
+from gpt_model.fast import quantize
+from gpt_model.fast.decoder import FastDecoder
+from gpt_model.fast.quantize import Int8Linear, quantize_rows, split
+from gpt_model.smaller_cache import to_mla
 from utils.files import InputError
 from utils.hardware import compiler_works
 from working_with_text_data.minbpe import Tokenizer

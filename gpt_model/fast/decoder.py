@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from attention_mechanisms import CAUSAL, KVCache, LayerCache, Mask, RingCache
 from attention_mechanisms.kv_cache import EVERYTHING
+from gpt_model.fast.quantize import Int8Embedding, Int8Linear, quantize_linears
 from gpt_model.gpt import GPT
-from gpt_model.quantize import Int8Embedding, Int8Linear, quantize_linears
 from utils.files import InputError
 from utils.hardware import compiler_works
 

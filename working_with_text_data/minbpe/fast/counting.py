@@ -2,26 +2,28 @@
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import regex
 
-from working_with_text_data.minbpe.parallel import JOB_SIZE, START_METHOD, map_in_order, worker_pool
-from working_with_text_data.minbpe.units import TOO_LONG, Cuts, Units
+from working_with_text_data.minbpe.fast.processes import JOB_SIZE, START_METHOD, map_in_order, worker_pool
+from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
+
+Split = Callable[[str], list[str]]
 
 
-def count_pieces(
-    documents: Iterable[str], split: "regex.Pattern[str]", cuts: Cuts | None, workers: int
-) -> Counter[bytes]:
-    """How often each piece that `split` finds occurs in the documents.
+def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, workers: int) -> Counter[bytes]:
+    """Return how often each piece occurs in the documents.
 
     Args:
         documents: read once, one after another.
-        split: the pattern.
-        cuts: the pattern's, if known, which makes counting several times as fast.
+        split: gives the pieces of a text.
+        cuts: where its pieces surely end, if that is known, which makes counting several times as fast.
         workers: processes.
+
+    Raises:
+        UnicodeEncodeError: for a lone surrogate; its `object` is the document.
     """
     if workers == 1:
         counter = PieceCounter(split, cuts)
@@ -42,7 +44,7 @@ _counter: "PieceCounter"  # a worker's own
 _everybody: Any
 
 
-def _take_counter(split: "regex.Pattern[str]", cuts: Cuts | None, everybody: Any) -> None:
+def _take_counter(split: Split, cuts: Cuts | None, everybody: Any) -> None:
     global _counter, _everybody
     _counter, _everybody = PieceCounter(split, cuts), everybody
 
@@ -75,7 +77,7 @@ def _result() -> Counter[bytes]:
 class PieceCounter:
     """Counts units by number, and splits only the distinct ones."""
 
-    def __init__(self, split: "regex.Pattern[str]", cuts: Cuts | None) -> None:
+    def __init__(self, split: Split, cuts: Cuts | None) -> None:
         self.split = split
         self.units = Units(cuts) if cuts else None
         self.pieces: Counter[str] = Counter()
@@ -84,12 +86,12 @@ class PieceCounter:
     def add(self, text: bytes) -> None:
         """Count the pieces of a UTF-8 text."""
         if self.units is None:
-            self.pieces.update(self.split.findall(text.decode("utf-8")))
+            self.pieces.update(self.split(text.decode("utf-8")))
             return
         for chunk, bounds in self.units.chunks(text):
             numbers = self.units.number(chunk, bounds)
             for i in np.flatnonzero(numbers == TOO_LONG).tolist():
-                self.pieces.update(self.split.findall(chunk[bounds[i] : bounds[i + 1]].decode("utf-8")))
+                self.pieces.update(self.split(chunk[bounds[i] : bounds[i + 1]].decode("utf-8")))
             while len(self._counts) < len(self.units.spelling):
                 self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
             self._counts += np.bincount(numbers, minlength=len(self._counts))
@@ -97,9 +99,9 @@ class PieceCounter:
                 self._split_units()
 
     def _split_units(self) -> None:
-        pieces, findall = self.pieces, self.split.findall
+        pieces, split = self.pieces, self.split
         for unit, count in zip(self.units.spelling[1:], self._counts[1:].tolist(), strict=False):
-            for piece in findall(unit.decode("utf-8")):
+            for piece in split(unit.decode("utf-8")):
                 pieces[piece] += count
         self._counts[:] = 0
         self.units.forget()

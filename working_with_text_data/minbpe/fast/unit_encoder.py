@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from working_with_text_data.minbpe.units import TOO_LONG, Cuts, Units
+from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
 
 WIDTH = 4  # ids a unit may have to be looked up by indexing; the rare longer ones are put in afterwards
 
 
-class Lesson(NamedTuple):
-    """What one process has found out, and another need not find out again."""
+class Entries(NamedTuple):
+    """Units and their ids that one process has found out, and another need not find out again."""
 
     units: list[bytes]
     ids: np.ndarray
@@ -22,17 +22,17 @@ class Lesson(NamedTuple):
 
 
 class UnitEncoder:
-    """Token ids of UTF-8 text, equal to `encode_unit` of the whole.
+    """Token ids of UTF-8 text, equal to `encode_new_unit` of the whole.
 
     Args:
-        cuts: of the pattern that `encode_unit` splits by.
-        encode_unit: ids of any UTF-8 text, the slow way.
-        largest_id: that `encode_unit` can give.
+        cuts: of the pattern that `encode_new_unit` splits by.
+        encode_new_unit: ids of any UTF-8 text, the slow way.
+        largest_id: that `encode_new_unit` can give.
     """
 
-    def __init__(self, cuts: Cuts, encode_unit: Callable[[bytes], list[int]], largest_id: int) -> None:
+    def __init__(self, cuts: Cuts, encode_new_unit: Callable[[bytes], list[int]], largest_id: int) -> None:
         self.units = Units(cuts)
-        self.encode_unit = encode_unit
+        self.encode_new_unit = encode_new_unit
         self.dtype = np.dtype(np.uint16 if largest_id < 2**16 - 1 else np.uint32)
         self.absent = int(np.iinfo(self.dtype).max)  # stands where a unit has fewer than WIDTH ids
         self._forget()
@@ -43,7 +43,7 @@ class UnitEncoder:
         self._ids[TOO_LONG] = self.absent
         self._many: dict[int, list[int]] = {}  # the ids of those
         self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # in each row
-        self._known = self._taught = 1
+        self._known = self._told = 1
 
     def encode(self, text: bytes) -> np.ndarray:
         """Ids of a UTF-8 text: uint16 or uint32, as `largest_id` demands."""
@@ -65,7 +65,7 @@ class UnitEncoder:
         for i in many.tolist():
             number = int(numbers[i])
             if number == TOO_LONG:
-                found.append(self.encode_unit(text[bounds[i] : bounds[i + 1]]))
+                found.append(self.encode_new_unit(text[bounds[i] : bounds[i + 1]]))
             else:
                 found.append(self._many[number])
         before = np.cumsum(n_ids)[many]
@@ -77,7 +77,7 @@ class UnitEncoder:
         new = self.units.spelling[self._known :]
         if not new:
             return
-        encoded = [self.encode_unit(unit) for unit in new]
+        encoded = [self.encode_new_unit(unit) for unit in new]
         n_ids = np.fromiter(map(len, encoded), dtype=np.int64, count=len(new))
         many = {i: encoded[i] for i in np.flatnonzero(n_ids > WIDTH).tolist()}
         for i in many:
@@ -99,19 +99,19 @@ class UnitEncoder:
 
     # -- several processes ---------------------------------------------------------------------------
 
-    def lesson(self) -> Lesson:
-        """What was learned here since the last lesson, given or taken."""
-        start, self._taught = self._taught, self._known
+    def new_entries(self) -> Entries:
+        """Return the units that were added here since the last call, or the last call of `add_entries`."""
+        start, self._told = self._told, self._known
         recent = takewhile(lambda number: number >= start, reversed(self._many))  # they were added in order
         many = {number - start: self._many[number] for number in recent}
-        return Lesson(self.units.spelling[start : self._known], self._ids[start : self._known].copy(), many)
+        return Entries(self.units.spelling[start : self._known], self._ids[start : self._known].copy(), many)
 
-    def take(self, lesson: Lesson) -> None:
-        """Learn what another encoder of the same tokenizer has learned."""
+    def add_entries(self, entries: Entries) -> None:
+        """Add the units that another encoder of the same tokenizer has met."""
         if self.units.full:
             self._forget()
-        fresh = self.units.add_all(lesson.units)
-        many = {place: lesson.many[i] for place, i in enumerate(fresh) if i in lesson.many} if lesson.many else {}
-        rows = lesson.ids[fresh]
+        fresh = self.units.add_all(entries.units)
+        many = {place: entries.many[i] for place, i in enumerate(fresh) if i in entries.many} if entries.many else {}
+        rows = entries.ids[fresh]
         self._store(rows, np.count_nonzero(rows != self.absent, axis=1), many)
-        self._taught = self._known
+        self._told = self._known

@@ -1,0 +1,69 @@
+"""Whether a training fits into this machine at all, said before it is built rather than by a crash.
+
+Only what cannot work is refused: what a step needs at the very least is compared with all the memory there is.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from gpt_model import GPTConfig
+from gpt_model.costs import training_memory
+from pretraining.config import Config
+from utils.files import InputError
+
+ID_BYTES = 8
+
+
+def check_memory(config: Config, model_config: GPTConfig, device: torch.device) -> None:
+    """Check that the device could hold one training step.
+
+    Raises:
+        InputError: if it could not; the message says which settings make it large.
+    """
+    needed, there = least_memory(config, model_config), total_memory(device)
+    if needed > there:
+        raise InputError(
+            f"a training step would need {_gigabytes(needed)} at least, and {device} has {_gigabytes(there)}: "
+            "choose a smaller --d-model, --n-layers, --context-length, --batch-size or --micro-batch-size"
+        )
+
+
+def least_memory(config: Config, model_config: GPTConfig) -> int:
+    """Return the bytes that a training step cannot do without.
+
+    The weights, what the optimizer keeps and the gradients are certain. Of the activations a compiler may save a part,
+    so only half of them count, and none of the logits and of autocast's copies.
+    """
+    rows, length = config.micro_batch_size or config.batch_size, config.context_length
+    both = [
+        training_memory(model_config, rows, length, autocast=autocast, optimizer=config.optimizer)
+        for autocast in (True, False)
+    ]
+    certain = both[0].weights + both[0].gradients + both[0].optimizer
+    activations = min(memory.activations for memory in both) // 2
+    ids = 2 * ID_BYTES * config.batch_size * length  # the batch: tokens and their targets
+    return certain + activations + ids
+
+
+def total_memory(device: torch.device) -> float:
+    """Return how many bytes of memory a device has; infinity where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if not hasattr(os, "sysconf"):  # Windows
+        return float("inf")
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _swap()
+
+
+def _swap() -> int:
+    """Return the bytes of disk that Linux uses when memory is full."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal")), 0)
+
+
+def _gigabytes(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:,.0f} GB"
