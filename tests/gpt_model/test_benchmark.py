@@ -23,7 +23,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "compiler_works", lambda device: False)
     monkeypatch.setattr(writing, "PROMPT_TOKENS", 6)
     monkeypatch.setattr(writing, "NEW_TOKENS", 4)
-    monkeypatch.setattr(writing, "HELD_OUT", 1000)
+    monkeypatch.setattr(writing, "HELD_OUT_CHARACTERS", 1000)
 
 
 def test_writing_is_measured_in_each_precision_beside_transformers(
