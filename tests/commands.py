@@ -47,7 +47,15 @@ def _become(command: list[str], stdout: Connection, stderr: Connection, file_siz
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     os.chdir(ROOT)
     sys.argv = command
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    except (
+        SystemExit
+    ) as end:  # as the interpreter ends: what is said is the last word, before progress bars are deleted
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(1 if isinstance(end.code, str) else end.code or 0)
 
 
 def _read(pipe: Connection) -> str:

@@ -27,6 +27,21 @@ def test_exhaustive_tests_run_where_they_are_asked_for(expression: str, left: li
     assert len(items) + len(deselected) == 3
 
 
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+@pytest.mark.parametrize("slow_ones", [set(), {3, 4, 5, 6, 19}, set(range(20))])
+def test_each_worker_begins_with_its_share_of_the_slow_tests(n_workers: int, slow_ones: set[int]) -> None:
+    items: list[Any] = [
+        SimpleNamespace(number=i, get_closest_marker=lambda name, slow=i in slow_ones: slow) for i in range(20)
+    ]
+    ordered = [item.number for item in whole_run._slow_first(items, n_workers)]
+    assert sorted(ordered) == list(range(20))
+    size = 20 // n_workers
+    for part in (ordered[i : i + size] for i in range(0, 20, size)):
+        n_slow = len(slow_ones & set(part))
+        assert set(part[:n_slow]) <= slow_ones
+        assert n_slow in (len(slow_ones) // n_workers, -(-len(slow_ones) // n_workers))
+
+
 def finish(record: Path, exit_status: int = 0, **peaks: int) -> int:
     """Return the exit status of a run in which one test has passed, and one was skipped, after its hook."""
     reports = {
