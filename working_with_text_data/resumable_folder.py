@@ -44,7 +44,7 @@ class Position:
 
 
 class ShardWriter:
-    """Write the tokens of one split, a shard after the other. Used as a context manager, which ends the last shard.
+    """Writes the tokens of one split, one shard after another. Leaving it as a context manager ends the last shard.
 
     Args:
         folder: where the shards go.
@@ -57,10 +57,13 @@ class ShardWriter:
     def __init__(
         self, folder: Path, split: str, shard_tokens: int, position: Position, on_shard: Callable[[], None]
     ) -> None:
-        self.folder, self.split, self.shard_tokens = folder, split, shard_tokens
-        self.position, self.on_shard = position, on_shard
+        self.folder = folder
+        self.split = split
+        self.shard_tokens = shard_tokens
+        self.position = position
+        self.on_shard = on_shard
         self._reached = replace(position)  # what `position` will be when the shard in the making is complete
-        self._n_known = position.token  # tokens of the first document that are on disk, and are to come once more
+        self._n_known = position.token  # tokens of the first document that are on disk, and will come once more
         self._dtype = np.dtype(np.uint16)
         self._file: BinaryIO | None = None
         self._closing = ExitStack()
