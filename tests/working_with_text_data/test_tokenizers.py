@@ -368,14 +368,11 @@ class TestFiles:
             damaged = bytearray(whole)
             damaged[rng.randrange(len(damaged))] = rng.choice(b'[]{}()",.0129eE-+*?|^\\Pp\x00\xff ')
             path.write_bytes(damaged)
-            tracemalloc.start()
             try:
                 loaded = Tokenizer.load(path)
                 assert loaded.decode(loaded.encode_ordinary(text)) == text
             except InputError as error:
                 messages.append(str(error))
-            assert tracemalloc.get_traced_memory()[1] < 20e6
-            tracemalloc.stop()
         assert all(message.isprintable() for message in messages)
         assert 10 < len(messages) < 190, "the pattern, where much is possible, is a third of the file"
 
