@@ -225,7 +225,7 @@ class Tokenizer(ABC):
         added = assign_ids(wanted, self.special_tokens, self.vocab, self.vocab_size)
         self.special_tokens |= added
         self.vocab |= {id_: special.encode("utf-8") for special, id_ in added.items()}
-        self._vocab_size = max(self.vocab) + 1
+        self._vocab_size = max([self._vocab_size, *(id_ + 1 for id_ in added.values())])
 
     def _set_merges(self, merges: dict[Pair, int]) -> None:
         """Derive the tokens from the pairs they are merged of."""

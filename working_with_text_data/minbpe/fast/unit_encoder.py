@@ -39,7 +39,7 @@ class UnitEncoder:
 
     def _forget(self) -> None:
         self.units.forget()
-        self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # a row a unit; all absent if it has more ids
+        self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # one row per unit; all absent if it has more ids
         self._ids[TOO_LONG] = self.absent
         self._many: dict[int, Sequence[int]] = {}  # the ids of those
         self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # in each row

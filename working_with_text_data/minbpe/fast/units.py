@@ -52,7 +52,7 @@ class Cuts:
 
     @cached_property
     def tables(self) -> tuple[bytes, bytes]:
-        """For each byte, one bit a rule, set where it can be the rule's first byte, or its second."""
+        """For each byte one bit per rule, set where it can be the rule's first byte, or its second."""
         rules = (*self.between, self.before)  # the last bit is that of `before`
         first, second = (
             bytes(sum((byte in rule[side]) << bit for bit, rule in enumerate(rules)) for byte in range(256))
@@ -178,12 +178,12 @@ class Units:
         return len(self.spelling) > MAX_UNITS
 
     def chunks(self, text: bytes, size: int = CHUNK) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Parts of `text` of about `size` bytes, each with the bounds of its units."""
+        """Yield parts of `text` of about `size` bytes, each with the bounds of its units."""
         for part in self.cuts.parts(text, size):
             yield part, self.cuts.bounds(part)
 
     def number(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
-        """The number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
+        """Return the number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
         starts, ends = bounds[:-1], bounds[1:]
         lengths = ends - starts
         # every 8 bytes of the text as one word, whatever address they begin at
