@@ -100,6 +100,12 @@ class TestFreshTraining:
         assert simple.main(tiny(data, run, fresh=True, steps=1))
         assert not list(run.rglob(".*"))
 
+    def test_a_deletion_that_was_killed_is_no_dead_end(self, data: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        (run / "train_state" / "step_000012").mkdir(parents=True)
+        (run / "snapshots").mkdir()
+        assert simple.main(tiny(data, run, fresh=True, steps=1))
+
 
 class TestFreshDemo:
     """Beside the run `my` lie `my-data` and `my-tokenizer.json`."""
