@@ -4,6 +4,7 @@ Run as a script it prints the measured passages, to be pasted after measuring an
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
-from gpt_model.benchmark import page
-from working_with_text_data.benchmark_figures import tables
+from gpt_model.benchmark import figures as model_figures
+from working_with_text_data.benchmark import figures as tokenizer_figures
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = [
@@ -75,7 +76,7 @@ def fresh_machine_passage() -> str:
 
 
 def tokenizer_passage() -> str:
-    return tables(ROOT / "working_with_text_data" / "results")
+    return tokenizer_figures.tables(ROOT / "working_with_text_data" / "results")
 
 
 def attention_passage() -> str:
@@ -83,13 +84,36 @@ def attention_passage() -> str:
 
 
 def model_passage() -> str:
-    return page.tables(ROOT / "gpt_model" / "results")
+    return model_figures.tables(ROOT / "gpt_model" / "results")
 
 
 def variants_passage() -> str:
     from pretraining.variants import table
 
     return table(results("pretraining/results/variants.json"))
+
+
+LESSONS = [path for chapter in CHAPTERS[1:] for path in sorted(chapter.glob("[0-9]*.ipynb"))]
+WORDS_PER_MINUTE = 150
+CODE_LINES_PER_MINUTE = 20
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_lesson_is_listed_with_the_time_it_takes(lesson: Path) -> None:
+    """Minutes to read follow from its length, give or take five; minutes to run are measured, and rounded up."""
+    readme = (lesson.parent / "README.md").read_text(encoding="utf-8")
+    listed = re.search(
+        rf"\({lesson.name}\):[^*]*\*(Main path|Side trip); (\d+) minutes to read, (\d+) to run\.\*", readme
+    )
+    assert listed, "name it with '*Main path; 25 minutes to read, 1 to run.*'"
+    length = {"markdown": 0, "code": 0}
+    for cell in json.loads(lesson.read_bytes())["cells"]:
+        source = "".join(cell["source"])
+        length[cell["cell_type"]] += len(source.split() if cell["cell_type"] == "markdown" else source.splitlines())
+    to_read = length["markdown"] / WORDS_PER_MINUTE + length["code"] / CODE_LINES_PER_MINUTE
+    assert abs(int(listed[2]) - to_read) <= 5, f"about {to_read:.0f} minutes to read"
+    seconds = results("results/lessons.json")["seconds"][lesson.relative_to(ROOT).as_posix()]
+    assert int(listed[3]) == math.ceil(seconds / 60)
 
 
 @pytest.mark.parametrize(

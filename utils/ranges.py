@@ -52,35 +52,36 @@ Share = Annotated[float, Range(0, 1, open_above=True)]
 
 
 def check_ranges(config: Any) -> None:
-    """Check each field of a dataclass whose type is annotated with a `Range`; None passes where the type allows it.
+    """Check each field of a dataclass whose type is annotated with a `Range`, each element of a tuple; None passes.
 
     Raises:
         InputError: for the first value that is no number of the field's type, or outside its range; the message names
             the field, what would be right, and the value.
     """
     for name, annotation in get_type_hints(type(config), include_extras=True).items():
-        range_, number = range_of(annotation), getattr(config, name)
-        if range_ is None or (number is None and types.NoneType in get_args(annotation)):
+        range_, value = range_of(annotation), getattr(config, name)
+        if range_ is None or (value is None and types.NoneType in get_args(annotation)):
             continue
         whole = int in _types(annotation)
-        if isinstance(number, bool) or not isinstance(number, numbers.Integral if whole else numbers.Real):
-            raise InputError(f"{name} must be a {'whole ' if whole else ''}number, {range_}, got {number!r}")
-        if number not in range_:
-            raise InputError(f"{name} must be {range_}, got {number}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, bool) or not isinstance(number, numbers.Integral if whole else numbers.Real):
+                raise InputError(f"{name} must be a {'whole ' if whole else ''}number, {range_}, got {number!r}")
+            if number not in range_:
+                raise InputError(f"{name} must be {range_}, got {number}")
 
 
 def range_of(annotation: Any) -> Range | None:
     """Return the `Range` in a type annotation such as `Annotated[int, Range(1)] | None`, if there is one."""
     if get_origin(annotation) is Annotated:
         return next((extra for extra in annotation.__metadata__ if isinstance(extra, Range)), None)
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
         return next((found for part in get_args(annotation) if (found := range_of(part))), None)
     return None
 
 
 def _types(annotation: Any) -> set[Any]:
-    """Return the types that a union, annotated or not, is made of."""
-    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+    """Return the types that a union or tuple, annotated or not, is made of."""
+    if get_origin(annotation) in (Annotated, Union, types.UnionType, tuple):
         return set().union(*map(_types, get_args(annotation)))
     return {annotation} if isinstance(annotation, type) else set()
 

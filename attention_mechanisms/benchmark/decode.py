@@ -1,4 +1,4 @@
-"""Decoding with a cache, one token a row and step: what each kind of attention gains by remembering less.
+"""Decoding with a cache, one token per row and step: what each kind of attention gains by remembering less.
 
 Twelve layers of GPT-2 small's width, attention alone, each with a cache of its own. Eight rows of 1,024 tokens
 have 600 MB of float32 keys and values: far more than a processor's own caches hold, so that each step reads
@@ -15,31 +15,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_mechanisms.benchmark.costs import Layer, decoding_bytes, decoding_flops
-from attention_mechanisms.benchmark.timing import Row, assert_equal, dtype_name, interleaved, rate, shares, spread
+from attention_mechanisms.benchmark.attention_costs import Layer, decoding_bytes, decoding_flops
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kv_cache import KVCache
 from attention_mechanisms.latent import MultiHeadLatentAttention
 from attention_mechanisms.multi_head import MultiHeadAttention
 from attention_mechanisms.sliding_window import SlidingWindowAttention
+from utils.measuring import Row, assert_equal, dtype_name, interleaved, rate, ratio, shares, spread
 from utils.peaks import free_memory, mean_watts, peak_memory
 
 log = logging.getLogger(__name__)
 
-D_MODEL, N_HEADS, N_LAYERS, BATCH = 768, 12, 12, 8
-GROUPS, LATENT, WINDOW = 4, 192, 256
+D_MODEL = 768
+N_HEADS = 12
+N_LAYERS = 12
+BATCH = 8
+N_GROUPS = 4
+LATENT_DIM = 192
+WINDOW = 256
 BASELINE = "MHA"
 THEIRS = "transformers, "
 DTYPES = (torch.float32, torch.bfloat16)
-# Caches at once, in those of MHA: it has one, transformers two, each of which is there twice for a moment.
-CACHES = 7
+# Caches of MHA's size that need room at once: its own, transformers' two, each of which exists twice for a moment,
+# and those of the other kinds together.
+CACHES_AT_ONCE = 7
 
 
 class Decoder:
     """Layers of attention whose caches hold `context` tokens; a call adds one more to each row, as its last."""
 
     def __init__(self, layers: Sequence[Layer], context: int) -> None:
-        self.layers, self.context = list(layers), context
+        self.layers = list(layers)
+        self.context = context
         self.cache = KVCache([layer.new_cache(BATCH, context + 1) for layer in layers])
         generator = torch.Generator().manual_seed(0)
         first = self.cache.layers[0].buffers
@@ -51,23 +58,24 @@ class Decoder:
             layer_cache.append(*self.past)
 
     def __call__(self, x_B1C: Tensor) -> Tensor:
-        """The sum of what all layers answer."""
+        """Return the sum of all layers' outputs."""
         for layer_cache in self.cache.layers:
-            if layer_cache.max_length is not None:  # the token of the call before gives way; a ring turns on
+            if layer_cache.max_length is not None:  # take back the last call's token; a ring just turns on
                 layer_cache.truncate(self.context)
-        mask, y_B1C = self.cache.mask(), x_B1C
+        mask = self.cache.mask()
+        y_B1C = x_B1C
         for layer, layer_cache in zip(self.layers, self.cache.layers, strict=True):
             y_B1C = y_B1C + layer(y_B1C, mask=mask, cache=layer_cache)
         return y_B1C - x_B1C
 
     @property
     def cached_bytes(self) -> int:
-        """What stands in the caches."""
+        """The bytes that the caches take."""
         return self.cache.nbytes
 
 
 class TheirDecoder:
-    """The same by transformers: its GPT-2 attention and its cache, which a step copies to append to it."""
+    """Does the same by transformers: its GPT-2 attention and its cache, which each step copies to append to it."""
 
     def __init__(self, ours: Decoder, implementation: str) -> None:
         from transformers import DynamicCache, GPT2Config  # slow to import, and perhaps not there
@@ -76,7 +84,9 @@ class TheirDecoder:
         weight = ours.layers[0].out.weight
         config = GPT2Config(n_embd=D_MODEL, n_head=N_HEADS, n_layer=len(ours.layers))
         config._attn_implementation = implementation
-        self.context, self.cache, self.layers = ours.context, DynamicCache(), []
+        self.context = ours.context
+        self.cache = DynamicCache()
+        self.layers = []
         for i, layer in enumerate(ours.layers):
             theirs = GPT2Attention(config, layer_idx=i).to(weight).eval()
             for mine, its in ((layer.qkv, theirs.c_attn), (layer.out, theirs.c_proj)):
@@ -86,6 +96,7 @@ class TheirDecoder:
             self.layers.append(theirs)
 
     def __call__(self, x_B1C: Tensor) -> Tensor:
+        """Return the sum of all layers' outputs."""
         y_B1C = x_B1C
         for i, layer in enumerate(self.layers):
             cached = self.cache.layers[i]
@@ -95,13 +106,14 @@ class TheirDecoder:
 
     @property
     def cached_bytes(self) -> int:
+        """The bytes that the caches take."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.cache.layers)
 
 
 def measure_decoding(
     contexts: Sequence[int], dtypes: Sequence[torch.dtype], n_layers: int, rounds: int, device: torch.device, peaks: Row
 ) -> Row:
-    """All kinds of attention at each context, those of a context in turn."""
+    """Measure all kinds of attention at each context, those of a context in turn."""
     rows: list[Row] = []
     checks: Row = {}
     notes: list[str] = []
@@ -110,7 +122,7 @@ def measure_decoding(
         checks |= {f"{name}, {dtype_name(dtype)}": _check_cached(name, made[0]) for name, made in layers.items()}
         for context in contexts:
             log.info("decoding at context %s in %s", context, dtype_name(dtype))
-            needed = CACHES * n_layers * 2 * BATCH * context * D_MODEL * dtype.itemsize
+            needed = CACHES_AT_ONCE * n_layers * 2 * BATCH * context * D_MODEL * dtype.itemsize
             if needed > free_memory(device):
                 notes.append(f"context {context:,} in {dtype_name(dtype)} needs {needed / 1e9:.0f} GB: left out")
                 continue
@@ -123,12 +135,14 @@ def measure_decoding(
 
 
 def _layers(n_layers: int, dtype: torch.dtype, device: torch.device) -> dict[str, list[Layer]]:
-    """Layers of every kind; the two forms of latent attention share their weights."""
+    """Make layers of every kind; the two forms of latent attention share their weights."""
     torch.manual_seed(0)
     kinds: dict[str, Any] = {
         BASELINE: lambda: MultiHeadAttention(D_MODEL, N_HEADS),
-        f"GQA, {GROUPS} groups": lambda: GroupedQueryAttention(D_MODEL, N_HEADS, GROUPS),
-        f"MLA absorbed, R = {LATENT}": lambda: MultiHeadLatentAttention(D_MODEL, N_HEADS, LATENT, form="absorbed"),
+        f"GQA, {N_GROUPS} groups": lambda: GroupedQueryAttention(D_MODEL, N_HEADS, N_GROUPS),
+        f"MLA absorbed, R = {LATENT_DIM}": lambda: MultiHeadLatentAttention(
+            D_MODEL, N_HEADS, LATENT_DIM, form="absorbed"
+        ),
         f"SWA, W = {WINDOW}": lambda: SlidingWindowAttention(D_MODEL, N_HEADS, WINDOW),
     }
     made: dict[str, list[Layer]] = {}
@@ -140,7 +154,7 @@ def _layers(n_layers: int, dtype: torch.dtype, device: torch.device) -> dict[str
 
 
 def _naive(layer: Layer) -> Layer:
-    """The same weights in the form that makes keys and values of all tokens anew."""
+    """Return a layer with the same weights that makes keys and values of all tokens anew."""
     twin = copy.copy(layer)
     twin.form = "naive"
     return twin
@@ -157,7 +171,7 @@ def _decoders(layers: dict[str, list[Layer]], context: int, notes: list[str]) ->
 
 
 def _check_cached(name: str, layer: Layer) -> float:
-    """A prompt and then a few single tokens, longer than the window, against one pass over all of them."""
+    """Check a prompt longer than the window, and a few single tokens after it, against one pass over all of them."""
     weight = layer.out.weight
     generator = torch.Generator().manual_seed(2)
     x_BTC = torch.randn(2, WINDOW + 64, D_MODEL, generator=generator).to(weight)
@@ -168,7 +182,7 @@ def _check_cached(name: str, layer: Layer) -> float:
 
 
 def _check_each_other(decoders: dict[str, Decoder | TheirDecoder], x_B1C: Tensor, where: str) -> dict[str, float]:
-    """transformers against our MHA with the same weights, absorbed latent attention against naive."""
+    """Check transformers against our MHA with the same weights, and absorbed latent attention against naive."""
     outputs = {name: decoder(x_B1C) for name, decoder in decoders.items()}
     absorbed, naive = (name for name in outputs if name.startswith("MLA"))
     pairs = [(name, BASELINE) for name in outputs if name.startswith(THEIRS)] + [(absorbed, naive)]
@@ -193,8 +207,7 @@ def _measure(decoders: dict[str, Decoder | TheirDecoder], x_B1C: Tensor, rounds:
             {
                 "attention": name, "context": decoder.context, "dtype": dtype_name(dtype), "seconds": times,
                 "tokens_per_second": rate(BATCH, measured[name]),
-                # of the same round, so that both ran while the machine was equally busy
-                "times_mha": spread([a / b for a, b in zip(measured[BASELINE], measured[name], strict=True)]),
+                "times_mha": ratio(measured[BASELINE], measured[name]),
                 "cache_bytes_per_token": decoder.cached_bytes / BATCH / (decoder.context + 1),
                 "memory": None if extra is None else extra + decoder.cached_bytes,
                 "joules_per_token": None if power is None else power * times["median"] / BATCH,

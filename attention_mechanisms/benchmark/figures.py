@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from attention_mechanisms.benchmark.timing import Row, read_results
-from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, RED, figure, save_svg
+from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, RED
+from utils.measuring import Row, draw_each, markdown_table, show_each
 
 KERNEL_COLORS = {"manual": ORANGE, "sdpa": BLUE, "flex": GREEN}
 DECODE_COLORS = {"transformers": INK, "MHA": BLUE, "GQA": GREEN, "MLA": PURPLE, "SWA": ORANGE}
-WORDS = {"", "attention", "reach, kernel", "kernel", "layer", "pass", "first without room"}
 SHOWN_LENGTHS = (512, 2048, 8192, 32_768)  # of layers; kernels are shown at every length
 
 
@@ -18,64 +17,53 @@ SHOWN_LENGTHS = (512, 2048, 8192, 32_768)  # of layers; kernels are shown at eve
 
 
 def tables(results: Path) -> str:
-    """All tables, in Markdown, each with the machine it was measured on."""
+    """Return all tables, in Markdown, each with the machine it was measured on."""
     made = {"decode": decode_table, "window": window_table, "sweep": sweep_tables}
-    return "\n\n".join(made[part](result) for part, result in read_results(results, made).items())
+    return "\n\n".join(show_each(results, made).values())
 
 
 def decode_table(result: Row) -> str:
-    """A step of each kind of attention, and what it remembers and reads."""
-    with_power = _has_power(result["rows"])
-    lines = _header(
-        ["attention", "", "context", "ms a step", "tokens/s", "times MHA", "cache, bytes a token", "held"],
-        ["of peak bytes/s", "of peak FLOP/s", *(["mJ a token"] if with_power else [])],
-    )
+    """Show a step of each kind of attention, and what it remembers and reads."""
+    columns = ["attention", "", "context:", "ms per step:", "tokens/s:", "times MHA:", "cache, bytes per token:"]
+    columns += ["held:", "of peak bytes/s:", "of peak FLOP/s:", *_energy_column(result["rows"])]
+    rows = []
     for row in result["rows"]:
-        lines.append(
-            _line(
-                row["attention"],
-                row["dtype"],
-                f"{row['context']:,}",
-                _ms(row["seconds"]),
-                f"{row['tokens_per_second']['median']:,.0f}",
-                f"{row['times_mha']['median']:.2f}",
-                f"{row['cache_bytes_per_token']:,.0f}",
-                _size(row["memory"]),
-                *_shares(row),
-                *([_energy(row)] if with_power else []),
-            )
-        )
+        cells = [row["attention"], row["dtype"], f"{row['context']:,}", _milliseconds(row["seconds"])]
+        cells += [f"{row['tokens_per_second']['median']:,.0f}", f"{row['times_mha']['median']:.2f}"]
+        cells += [f"{row['cache_bytes_per_token']:,.0f}", _megabytes(row["memory"])]
+        cells += [f"{row['bytes_share']:.0%}", f"{row['flops_share']:.0%}", _energy(row)]
+        rows.append(cells[: len(columns)])
     size = f"{result['n_layers']} attention layers of width {result['d_model']}, batch {result['batch']}"
-    return "\n".join([f"{size}, {_machine(result)}.", "", *lines, *(f"\n{note}." for note in result["notes"])])
+    notes = [f"\n{note}." for note in result["notes"]]
+    return "\n".join([f"{size}, {_machine(result)}.", "", markdown_table(columns, rows), *notes])
 
 
 def window_table(result: Row) -> str:
-    """Time of full and of sliding-window attention, and how it grows."""
-    with_power = _has_power(result["rows"])
-    lines = _header(
-        ["", "reach, kernel", "tokens", "ms", "tokens/s", "times full", "memory", "of peak FLOP/s", "of peak bytes/s"],
-        ["mJ a token"] if with_power else [],
-    )
+    """Show the time of full and of sliding-window attention, and how it grows."""
+    columns = ["", "reach, kernel", "tokens:", "ms:", "tokens/s:", "times full:", "memory:", "of peak FLOP/s:"]
+    columns += ["of peak bytes/s:", *_energy_column(result["rows"])]
+    rows = []
     for row in result["rows"]:
-        flops, nbytes = row["flops_share"], row["bytes_share"]
-        cells = [row["what"], row["name"], f"{row['length']:,}", _ms(row["seconds"])]
+        cells = [row["what"], row["name"], f"{row['length']:,}", _milliseconds(row["seconds"])]
         cells += [f"{row['tokens_per_second']['median']:,.0f}", f"{row['times_full']['median']:.2f}"]
-        cells += [_size(row["memory"]), f"{flops:.0%}", f"{nbytes:.0%}", *([_energy(row)] if with_power else [])]
-        lines.append(_line(*cells))
-    grown = [growth for growth in result["growth"] if growth["exponent"] is not None]
-    growths = _header(["", "reach, kernel", "from", "to", "time grows as", "time a token, last to first"], [])
-    for growth in grown:
-        cells = [growth["what"], growth["name"], f"{growth['from']:,}", f"{growth['to']:,}"]
-        growths.append(_line(*cells, f"T^{growth['exponent']:.2f}", f"{growth['time_per_token_ratio']:.2f}"))
+        cells += [_megabytes(row["memory"]), f"{row['flops_share']:.0%}", f"{row['bytes_share']:.0%}", _energy(row)]
+        rows.append(cells[: len(columns)])
+    growths = []
+    for growth in result["growth"]:
+        if growth["exponent"] is not None:
+            cells = [growth["what"], growth["name"], f"{growth['from']:,}", f"{growth['to']:,}"]
+            growths.append([*cells, f"T^{growth['exponent']:.2f}", f"{growth['time_per_token_ratio']:.2f}"])
+    growth_columns = ["", "reach, kernel", "from:", "to:", "time grows as:", "time per token, last to first:"]
     size = f"Batch 1, {result['n_heads']} heads of {result['d_model'] // result['n_heads']}, {result['dtype']}"
-    return "\n".join([f"{size}, {_machine(result)}.", "", *lines, *(["", *growths] if grown else [])])
+    parts = [f"{size}, {_machine(result)}.", markdown_table(columns, rows)]
+    return "\n\n".join([*parts, *([markdown_table(growth_columns, growths)] if growths else [])])
 
 
 def sweep_tables(result: Row) -> str:
-    """The rows of one width and batch, then what was left out of the whole sweep."""
+    """Show the rows of one width and batch, then what was left out of the whole sweep."""
     width, batch = result["shown"]
     kernels, layers = ([row for row in _shown(result) if row["what"] == what] for what in ("kernel", "layer"))
-    kinds = f"GQA: {result['group']} query heads a group; MLA: R = C / {result['latent_share']}; "
+    kinds = f"GQA: {result['group']} query heads per group; MLA: R = C / {result['latent_share']}; "
     kinds += f"SWA: W = {result['window']}"
     parts = [
         f"Width {width:,}, heads of {result['head_dim']}, batch {batch}, {result['dtype']}, {_machine(result)}.",
@@ -92,34 +80,35 @@ def sweep_tables(result: Row) -> str:
 
 
 def _sweep_table(rows: list[Row], what: str) -> str:
-    """A line for each length and name, first forward, then with backward."""
-    columns = ["tokens/s", "memory", "of peak FLOP/s", "of peak bytes/s", *(["mJ a token"] if _has_power(rows) else [])]
-    lines = _header(
-        ["tokens", what, f"forward: {columns[0]}", *columns[1:]], [f"with backward: {columns[0]}", *columns[1:]]
-    )
+    """Show a line for each length and name: first the forward pass alone, then both passes."""
+    numbers = ["memory:", "of peak FLOP/s:", "of peak bytes/s:", *_energy_column(rows)]
+    columns = ["tokens:", what, "forward: tokens/s:", *numbers, "with backward: tokens/s:", *numbers]
+    lines = []
     for length, name in dict.fromkeys((row["length"], row["name"]) for row in rows):
         cells = [f"{length:,}", name]
         for row in rows:
             if (row["length"], row["name"]) == (length, name):
-                cells += _sweep_cells(row, len(columns))
-        lines.append(_line(*cells))
-    return "\n".join(lines)
+                cells += _sweep_cells(row, 1 + len(numbers))
+        lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def _sweep_cells(row: Row, n_columns: int) -> list[str]:
     if "left_out" in row:
         return [row["left_out"], *[""] * (n_columns - 1)]
     speed = row["tokens_per_second"]
-    cells = [f"{speed['median']:,.0f} ({speed['q1']:,.0f} to {speed['q3']:,.0f})", _size(row["memory"])]
+    cells = [f"{speed['median']:,.0f} ({speed['q1']:,.0f} to {speed['q3']:,.0f})", _megabytes(row["memory"])]
     cells += [f"{row['flops_share']:.0%}", f"{row['bytes_share']:.0%}", _energy(row)]
     return cells[:n_columns]
 
 
 def _versus_table(rows: list[Row]) -> str:
-    """The fused kernels against the plain formula, and flex against the fastest of them."""
+    """Show the fused kernels beside the plain formula, and flex beside the fastest of them."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
-    columns = [f"{pass_}: {name}" for pass_ in passes for name in ("fastest sdpa", "times manual", "flex, times sdpa")]
-    lines = _header(["tokens", *columns], [])
+    columns = ["tokens:"]
+    for pass_ in passes:
+        columns += [f"{pass_}: fastest sdpa", f"{pass_}: times manual:", f"{pass_}: flex, times sdpa:"]
+    lines = []
     for length in dict.fromkeys(row["length"] for row in rows):
         cells = [f"{length:,}"]
         for pass_ in passes:
@@ -127,18 +116,19 @@ def _versus_table(rows: list[Row]) -> str:
             took = {name: row["seconds"]["median"] for name, row in own.items() if "seconds" in row}
             fastest = min((name for name in took if name.startswith("sdpa")), key=took.__getitem__, default="")
             cells += [fastest, _times(took, "manual", fastest), _times(took, fastest, "flex")]
-        lines.append(_line(*cells))
-    return "\n".join(lines)
+        lines.append(cells)
+    return markdown_table(columns, lines)
 
 
 def _times(took: dict[str, float], slower: str, faster: str) -> str:
-    """How many times as fast."""
+    """Return how many times as fast one is as the other, or nothing if one was not measured."""
     return f"{took[slower] / took[faster]:.2f}" if {slower, faster} <= took.keys() else ""
 
 
 def _left_out_table(rows: list[Row]) -> str:
-    """How many shapes were measured and how many not, and the smallest that found no room."""
-    lines = _header(["", "pass"], ["measured", "too slow", "not available", "no room", "first without room"])
+    """Show how many shapes were measured and how many not, and the smallest that found no room."""
+    columns = ["", "pass", "measured:", "too slow:", "not available:", "no room:", "first without room"]
+    lines = []
     for name, pass_ in dict.fromkeys((row["name"], row["pass"]) for row in rows):
         own = [row for row in rows if (row["name"], row["pass"]) == (name, pass_)]
         counts = Counter(row.get("left_out", "measured") for row in own)
@@ -146,8 +136,8 @@ def _left_out_table(rows: list[Row]) -> str:
         first = min(full, key=lambda row: row["batch"] * row["d_model"] * row["length"] ** 2, default=None)
         where = f"{first['batch']} x {first['length']:,} x {first['d_model']:,}" if first else ""
         numbers = [counts["measured"], counts["too slow"], counts["not available"], len(full)]
-        lines.append(_line(name, pass_, *map(str, numbers), where))
-    return "\n".join(lines)
+        lines.append([name, pass_, *map(str, numbers), where])
+    return markdown_table(columns, lines)
 
 
 def _shown(result: Row) -> list[Row]:
@@ -156,36 +146,20 @@ def _shown(result: Row) -> list[Row]:
     return sorted(rows, key=lambda row: row["length"])  # and else as measured
 
 
-def _header(columns: list[str], more: list[str]) -> list[str]:
-    """Numbers stand to the right."""
-    names = [*columns, *more]
-    return [
-        _line(*names),
-        _line(*("---" if name in WORDS or name.endswith("fastest sdpa") else "---:" for name in names)),
-    ]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _ms(spread: Row) -> str:
-    """Median and quartiles."""
-    median, q1, q3 = (1000 * spread[key] for key in ("median", "q1", "q3"))
+def _milliseconds(seconds: Row) -> str:
+    """Return median and quartiles."""
+    median, q1, q3 = (1000 * seconds[key] for key in ("median", "q1", "q3"))
     digits = 0 if median >= 100 else 1 if median >= 10 else 2
     return f"{median:,.{digits}f} ({q1:,.{digits}f} to {q3:,.{digits}f})"
 
 
-def _shares(row: Row) -> list[str]:
-    return [f"{row['bytes_share']:.0%}", f"{row['flops_share']:.0%}"]
-
-
-def _size(nbytes: float | None) -> str:
+def _megabytes(nbytes: float | None) -> str:
     return "" if nbytes is None else f"{nbytes / 1e6:,.0f} MB"
 
 
-def _has_power(rows: list[Row]) -> bool:
-    return any(row.get("joules_per_token") for row in rows)
+def _energy_column(rows: list[Row]) -> list[str]:
+    """Return the heading of the energy, if any was measured."""
+    return ["mJ per token:"] if any(row.get("joules_per_token") for row in rows) else []
 
 
 def _energy(row: Row) -> str:
@@ -194,6 +168,7 @@ def _energy(row: Row) -> str:
 
 
 def _machine(result: Row) -> str:
+    """Describe where it was measured, and the most that this machine does."""
     machine, peaks = result["machine"], result["peaks"]
     where = machine["gpu"] if machine["device"] == "cuda" else f"{machine['cpu']}, {machine['threads']} threads"
     flops = ", ".join(f"{value / 1e9:,.0f} GFLOP/s in {dtype}" for dtype, value in peaks["flops_per_second"].items())
@@ -205,18 +180,19 @@ def _machine(result: Row) -> str:
 
 def draw_all(results: Path, figures: Path) -> None:
     """Write one SVG for each part that has been measured."""
-    plots: dict[str, tuple[Callable[[Any, Row], None], float]] = {
-        "decode": (plot_decode, 4.2), "window": (plot_window, 3.6), "sweep": (plot_sweep, 3.6),
-    }  # fmt: skip
-    for part, result in read_results(results, plots).items():
-        plot, height = plots[part]
-        with figure(2, figsize=(10, height), layout="constrained") as (drawing, axes):
-            plot(axes, result)
-            save_svg(drawing, figures / f"{part}.svg")
+    plots = {
+        part: (plot, {"columns": 2, "figsize": (10, height), "layout": "constrained"})
+        for part, plot, height in (
+            ("decode", plot_decode, 4.2),
+            ("window", plot_window, 3.6),
+            ("sweep", plot_sweep, 3.6),
+        )
+    }
+    draw_each(results, figures, plots)
 
 
 def plot_decode(axes: Any, result: Row) -> None:
-    """Tokens a second of each kind of attention at each context; one of two axes for each dtype."""
+    """Plot tokens per second of each kind of attention at each context; one of two axes for each dtype."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in result["rows"]))
     for axis, dtype in zip(axes, dtypes, strict=False):
         rows = [row for row in result["rows"] if row["dtype"] == dtype]
@@ -231,7 +207,7 @@ def plot_decode(axes: Any, result: Row) -> None:
             axis.barh(y, speed, 0.7 / len(contexts), color=kind, alpha=alpha)
             axis.text(speed, y, f" {speed:,.0f}", va="center", color=INK, fontsize=8)
         axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel="tokens a second", title=dtype)
+        axis.set(xlabel="tokens per second", title=dtype)
         axis.margins(x=0.15)
         axis.grid(visible=False, axis="y")
         axis.invert_yaxis()
@@ -243,7 +219,7 @@ def plot_decode(axes: Any, result: Row) -> None:
 
 
 def plot_window(axes: Any, result: Row) -> None:
-    """Milliseconds against tokens on log axes, attention alone and whole layers."""
+    """Plot milliseconds against tokens on log axes, attention alone and whole layers."""
     for axis, what in zip(axes, ("attention", "layer"), strict=True):
         rows = [row for row in result["rows"] if row["what"] == what]
         for color, name in zip(
@@ -258,7 +234,7 @@ def plot_window(axes: Any, result: Row) -> None:
 
 
 def plot_sweep(axes: Any, result: Row) -> None:
-    """Tokens a second and memory of the kernels against length; dashed: forward and backward."""
+    """Plot tokens per second and memory of the kernels against length; dashed: forward and backward."""
     rows = [row for row in _shown(result) if row["what"] == "kernel" and "left_out" not in row]
     for name, color in KERNEL_COLORS.items():
         for pass_, style in (("forward", "-"), ("forward+backward", "--")):
@@ -270,7 +246,7 @@ def plot_sweep(axes: Any, result: Row) -> None:
             seen = [row for row in own if row["memory"]]
             _line_of(axes[1], seen, lambda row: row["memory"] / 1e6, color=color, linestyle=style, label=label)
     width, batch = result["shown"]
-    _log_axes(axes[0], rows, f"width {width:,}, batch {batch}; dashed: with backward", "tokens a second")
+    _log_axes(axes[0], rows, f"width {width:,}, batch {batch}; dashed: with backward", "tokens per second")
     _log_axes(axes[1], rows, "memory beyond the inputs", "MB")
 
 

@@ -1,43 +1,36 @@
-"""Reading a prompt with a sliding window: time that grows with T W, where full attention's grows with T squared.
+"""Reading a prompt with a sliding window: time grows with T W, where that of full attention grows with T squared.
 
 Shapes: B batch, H heads, T time, D head size, C model width.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from attention_mechanisms.benchmark.costs import HEAD_DIM, attention_flops, matrix_flops, visible_pairs
-from attention_mechanisms.benchmark.timing import (
-    Row,
-    assert_equal,
-    dtype_name,
-    exponent,
-    interleaved,
-    rate,
-    shares,
-    spread,
-)  # fmt: skip
+from attention_mechanisms.benchmark.attention_costs import HEAD_DIM, attention_flops, matrix_flops, visible_pairs
 from attention_mechanisms.kernels import attend
 from attention_mechanisms.masks import Mask
 from attention_mechanisms.multi_head import MultiHeadAttention
 from attention_mechanisms.sliding_window import SlidingWindowAttention
-from utils.peaks import mean_watts, peak_memory
+from utils.files import InputError
+from utils.measuring import Row, assert_equal, dtype_name, exponent, interleaved, rate, ratio, shares, spread
+from utils.peaks import free_memory, mean_watts, peak_memory
 
 log = logging.getLogger(__name__)
 
-N_HEADS, WINDOW = 12, 512
+N_HEADS = 12
 D_MODEL = N_HEADS * HEAD_DIM
-LAST = 64  # queries, which are computed by the plain formula too
+WINDOW = 512
+TENSORS_AT_ONCE = 12  # of (T, C), inputs included
+CHECKED_QUERIES = 64  # the last ones, which are computed by the plain formula too
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Attention to everything before, or to a window."""
+    """A way to compute attention to everything before, or to a window."""
 
     what: str  # "attention" alone, or a whole "layer"
     kernel: str
@@ -45,6 +38,7 @@ class Contender:
 
     @property
     def name(self) -> str:
+        """How far it reaches, and its kernel."""
         reach = "full" if self.window is None else f"window {self.window:,}"
         return f"{reach}, {self.kernel}"
 
@@ -55,7 +49,17 @@ ON_GPU = [Contender("attention", "flex", window) for window in (None, WINDOW, 10
 
 
 def measure_windows(lengths: Sequence[int], rounds: int, device: torch.device, dtype: torch.dtype, peaks: Row) -> Row:
-    """Each contender at each length, those of a length in turn; and how their times grow."""
+    """Measure each contender at each length, those of a length in turn, and how their times grow.
+
+    Raises:
+        InputError: if the longest has no room in memory.
+    """
+    needed = TENSORS_AT_ONCE * max(lengths) * D_MODEL * dtype.itemsize
+    if needed > (free := free_memory(device)):
+        raise InputError(
+            f"{max(lengths):,} tokens need about {needed / 1e9:.0f} GB, {free / 1e9:.0f} GB are free: "
+            "choose shorter --lengths"
+        )
     contenders = [*FULL.values(), *WINDOWED, *(ON_GPU if device.type == "cuda" else [])]
     layers = {contender: _layer(contender, device, dtype) for contender in contenders if contender.what == "layer"}
     rows: list[Row] = []
@@ -73,7 +77,7 @@ def measure_windows(lengths: Sequence[int], rounds: int, device: torch.device, d
             row: Row = {"what": contender.what, "name": contender.name, "kernel": contender.kernel}
             row |= {"window": contender.window, "length": length, "seconds": spread(times)}
             row |= {"tokens_per_second": rate(length, times), "error": errors[contender]}
-            row["times_full"] = spread([a / b for a, b in zip(full, times, strict=True)])
+            row["times_full"] = ratio(full, times)
             row["memory"] = peak_memory(works[str(contender)], device)
             power = mean_watts(works[str(contender)], device)
             row["joules_per_token"] = None if power is None else power * row["seconds"]["median"] / length
@@ -84,12 +88,13 @@ def measure_windows(lengths: Sequence[int], rounds: int, device: torch.device, d
 
 
 def _growth(contender: Contender, rows: list[Row]) -> Row:
-    """How time grows with length, from four windows on: below, full attention is not much more work."""
+    """Return how time grows with length, from four windows on: below, full attention is not much more work."""
     own = [row for row in rows if (row["what"], row["name"]) == (contender.what, contender.name)]
     long = [row for row in own if row["length"] >= 4 * WINDOW]
     growth: Row = {"what": contender.what, "name": contender.name, "exponent": None}
     if len(long) > 1:
-        lengths, medians = [row["length"] for row in long], [row["seconds"]["median"] for row in long]
+        lengths = [row["length"] for row in long]
+        medians = [row["seconds"]["median"] for row in long]
         growth |= {"from": lengths[0], "to": lengths[-1], "exponent": exponent(lengths, medians)}
         growth["time_per_token_ratio"] = medians[-1] / lengths[-1] / (medians[0] / lengths[0])
     return growth
@@ -105,13 +110,13 @@ def _layer(contender: Contender, device: torch.device, dtype: torch.dtype) -> Mu
 
 
 def _inputs(length: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Queries, keys and values, and what goes into a layer."""
+    """Return queries, keys and values, and the input of a layer."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, N_HEADS, length, HEAD_DIM)] * 3 + [(1, length, D_MODEL)]
     return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
 
 
-def _work(contender: Contender, inputs: list[Tensor], layer: MultiHeadAttention | None) -> Any:
+def _work(contender: Contender, inputs: list[Tensor], layer: MultiHeadAttention | None) -> Callable[[], Tensor]:
     *qkv, x_BTC = inputs
     if layer is not None:
         return lambda: layer(x_BTC)
@@ -120,11 +125,11 @@ def _work(contender: Contender, inputs: list[Tensor], layer: MultiHeadAttention 
 
 
 def _check(contender: Contender, inputs: list[Tensor], layer: MultiHeadAttention | None) -> float:
-    """The last queries again, by the plain formula, as if all tokens before them were cached."""
+    """Compute the last queries again by the plain formula, as if all tokens before them were cached, and compare."""
     *qkv, x_BTC = inputs
     output = _work(contender, inputs, layer)()
     q, k, v = qkv if layer is None else layer.project(x_BTC)
-    offset = max(0, q.shape[2] - LAST)
+    offset = max(0, q.shape[2] - CHECKED_QUERIES)
     mask = Mask(window=contender.window, query_offset=offset)
     expected = attend(q[:, :, offset:], k, v, mask=mask, kernel="manual")
     if layer is None:
@@ -133,7 +138,7 @@ def _check(contender: Contender, inputs: list[Tensor], layer: MultiHeadAttention
 
 
 def _cost(contender: Contender, length: int, dtype: torch.dtype, layer: MultiHeadAttention | None) -> tuple[int, int]:
-    """Operations needed, and bytes that must be moved."""
+    """Return the operations needed, and the bytes that must be moved."""
     flops = attention_flops(1, N_HEADS, visible_pairs(length, length, contender.window), HEAD_DIM, HEAD_DIM)
     tensor = length * D_MODEL * dtype.itemsize
     if layer is None:

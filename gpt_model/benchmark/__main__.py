@@ -8,23 +8,23 @@ What is compared runs in turn, round after round, in one process, and is checked
 
 import functools
 import logging
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from attention_mechanisms.benchmark.timing import Row, measure_parts
-from gpt_model.benchmark.decode import NEW, PROMPT, measure_quality, measure_writing
-from gpt_model.benchmark.page import draw_all, tables
+from gpt_model.benchmark.figures import draw_all, tables
 from gpt_model.benchmark.sizes import SIZES, check_sizes, measure_sizes
+from gpt_model.benchmark.writing import NEW_TOKENS, PROMPT_TOKENS, measure_quality, measure_writing
 from gpt_model.config import PRESETS, GPTConfig
 from gpt_model.run_directory import load_tokenizer, read_config
 from utils.files import InputError
 from utils.hardware import pick_device
+from utils.measuring import Row, measure_with_peaks, run_benchmark, show_results
+from utils.outputs import check_writable
+from utils.ranges import Count, Range, check_ranges
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +40,18 @@ class Config:
     """
 
     part: Literal["all", "writing", "quality", "sizes", "figures"] = "all"
-    """writing: tokens a second of the model, of FastDecoder in each precision, and of transformers. quality: the
+    """writing: tokens per second of the model, of FastDecoder in each precision, and of transformers. quality: the
     perplexity of a trained model in each precision. sizes: GPT-2's four sizes with each kind of attention.
     figures: show the stored results again."""
     quick: bool = False
     """Small models, few rounds. No numbers to quote."""
-    rounds: int | None = None
+    rounds: Annotated[int, Range(1, 10_000)] | None = None
     """How often each thing is measured; by default 9 times for writing, 3 for the sizes."""
     device: str = "auto"
     """Where: cpu, cuda, cuda:1; auto is a GPU if there is one."""
     sizes: tuple[str, ...] = ()
     """Presets to measure; by default gpt2-small for writing (on a GPU gpt2-xl too), all four for the sizes."""
-    context: int = 1024
+    context: Count = 1024
     """Tokens of the text, in the part on sizes."""
     run: Path = Path("runs/demo")
     """A trained model, for the quality; `make demo` makes this one."""
@@ -60,12 +60,16 @@ class Config:
     figures: Path | None = None
     """Where the figures are stored; by default the chapter's figures/, if quick in runs/quick/."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 def main(config: Config) -> None:
     """Measure the parts asked for, store and show them.
 
     Raises:
-        InputError: if a number is out of range, the run is missing, or there is nothing to show.
+        InputError: if a size or the context is impossible, the run is missing, results cannot be stored, or there is
+            nothing to show.
     """
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "writing": _measure_writing, "quality": _measure_quality, "sizes": _measure_sizes,
@@ -81,16 +85,13 @@ def main(config: Config) -> None:
     }
     _check(config, wanted)
     place = QUICK if config.quick else CHAPTER
-    results, figures = config.results or place / "results", config.figures or place / "figures"
+    results = config.results or place / "results"
+    figures = config.figures or place / "figures"
+    check_writable(results, "--results")
+    check_writable(figures, "--figures")
     if wanted:
-        measure_parts(wanted, results, device, (torch.float32, torch.bfloat16), config.quick)
-    if not (shown := tables(results)):
-        raise InputError(f"there are no results in {results}")
-    print(shown)
-    try:
-        draw_all(results, figures)
-    except ModuleNotFoundError as error:
-        log.warning("%s is not installed, so there are no figures", error.name)
+        measure_with_peaks(wanted, results, device, (torch.float32, torch.bfloat16), config.quick)
+    show_results(results, figures, tables, draw_all)
 
 
 def _measure_writing(config: Config, device: torch.device, peaks: Row) -> Row:
@@ -109,18 +110,18 @@ def _measure_sizes(config: Config, device: torch.device, peaks: Row) -> Row:
 
 
 def _sizes(config: Config) -> tuple[tuple[str, ...], int]:
-    """Which sizes, and how many tokens each writes."""
-    return config.sizes or (("gpt2-small",) if config.quick else SIZES), 4 if config.quick else 16
+    """Return which sizes are measured, and how many tokens each writes."""
+    sizes = config.sizes or (("gpt2-small",) if config.quick else SIZES)
+    return sizes, 4 if config.quick else 16
 
 
 def _check(config: Config, wanted: Collection[str]) -> None:
-    if config.rounds is not None and config.rounds < 1:
-        raise InputError(f"--rounds must be at least 1, got {config.rounds}")
+    needed = PROMPT_TOKENS + NEW_TOKENS
     for size in config.sizes:
         if size not in PRESETS:
             raise InputError(f"--sizes must be among {', '.join(PRESETS)}, got {size!r}")
-        if "writing" in wanted and GPTConfig.preset(size).context_length < PROMPT + NEW:
-            raise InputError(f"--sizes must read {PROMPT + NEW} tokens to be measured at writing, {size} does not")
+        if "writing" in wanted and GPTConfig.preset(size).context_length < needed:
+            raise InputError(f"--sizes must read {needed} tokens to be measured at writing, {size} does not")
     if "sizes" in wanted:
         check_sizes(_sizes(config)[0], config.context, _sizes(config)[1])
     if "quality" in wanted:
@@ -129,11 +130,4 @@ def _check(config: Config, wanted: Collection[str]) -> None:
 
 
 if __name__ == "__main__":
-    if find_spec("tyro"):
-        from utils.command_line import run
-
-        run(main, Config)
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        log.warning("tyro is not installed, so of all flags only --quick is understood")
-        main(Config(quick="--quick" in sys.argv))
+    run_benchmark(main, Config)

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attention_mechanisms.benchmark.timing import Row, dtype_name, interleaved, rate, shares, spread
 from gpt_model.config import GPTConfig
 from gpt_model.costs import cache_bytes, decoding_bytes, forward_flops, n_parameters, variants, weight_bytes
 from gpt_model.fast.decoder import FastDecoder
 from gpt_model.gpt import GPT
 from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE
 from utils.files import InputError
+from utils.measuring import Row, dtype_name, interleaved, markdown_table, rate, ratio, shares, spread
 from utils.peaks import free_memory, peak_memory
 
 log = logging.getLogger(__name__)
@@ -28,15 +28,24 @@ log = logging.getLogger(__name__)
 SIZES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
 BASELINE = "MHA"
 COLORS = {"MHA": BLUE, "GQA": GREEN, "MLA": PURPLE, "SWA": ORANGE}
-ALIGNED = 256  # numbers: each weight begins at a multiple of it
-NOISE = 2**20  # random numbers, repeated until all weights have some
+ALIGNMENT = 256  # numbers; each weight begins at a multiple of it
+NOISE_LENGTH = 2**20  # random numbers, repeated until all weights have some
 
 
 class Writer:
-    """A model and a text of `context` tokens; a call writes the last `new_tokens` of them, one after the other."""
+    """Writes the last `new_tokens` of a text of `context` tokens at each call, one after the other.
+
+    Args:
+        model: what writes.
+        context: tokens of the text, with those that are written.
+        new_tokens: how many are written.
+        like: a tensor of the cache's dtype and device.
+    """
 
     def __init__(self, model: GPT | FastDecoder, context: int, new_tokens: int, like: Tensor) -> None:
-        self.model, self.start, self.new_tokens = model, context - new_tokens, new_tokens
+        self.model = model
+        self.start = context - new_tokens
+        self.new_tokens = new_tokens
         self.cache = model.new_cache(1, context)
         generator = torch.Generator().manual_seed(0)
         past = [
@@ -49,9 +58,9 @@ class Writer:
 
     @torch.inference_mode()
     def __call__(self) -> Tensor:
-        """The logits after the last token, (1, 1, V)."""
-        for layer in self.cache.layers:  # what the call before wrote gives way
-            if layer.max_length is None:  # a ring has lost what stood there; what stands there now does as well
+        """Write, and return the logits after the last token, (1, 1, V)."""
+        for layer in self.cache.layers:  # take back what the last call wrote
+            if layer.max_length is None:  # a ring has lost what stood there; what stands there now will do
                 layer.reset()
                 layer.count(self.start)
             else:
@@ -74,7 +83,7 @@ def measure_sizes(
     *,
     fast: bool = False,
 ) -> Row:
-    """Each size with each of its `variants`.
+    """Measure each size with each of its `variants`.
 
     Args:
         sizes: names of presets.
@@ -84,7 +93,7 @@ def measure_sizes(
         rounds: how often each model is measured.
         device: where.
         peaks: see `measured_peaks`.
-        fast: through `FastDecoder`, not the plain model.
+        fast: whether through `FastDecoder`, not by the plain model.
 
     Raises:
         InputError: if a size is not known, or its context is too short.
@@ -112,7 +121,11 @@ def measure_sizes(
 
 
 def check_sizes(sizes: Sequence[str], context: int, new_tokens: int) -> None:
-    """Raise an InputError for a size that is not known, or cannot read `context` tokens and write the last of them."""
+    """Check that each size is known, and can read `context` tokens and write the last of them.
+
+    Raises:
+        InputError: for the first one that is not or cannot.
+    """
     for size in sizes:
         most = GPTConfig.preset(size).context_length
         if not 1 <= new_tokens < context <= most:
@@ -120,7 +133,7 @@ def check_sizes(sizes: Sequence[str], context: int, new_tokens: int) -> None:
 
 
 def random_models(kinds: Mapping[str, GPTConfig], dtype: torch.dtype, device: torch.device) -> dict[str, GPT]:
-    """Models whose weights are the same random numbers in the same memory, each reading them in its own way."""
+    """Make models whose weights are the same random numbers in the same memory, which each reads in its own way."""
     models: dict[str, GPT] = {}
     for name, config in kinds.items():
         with torch.device("meta"):
@@ -136,14 +149,14 @@ def random_models(kinds: Mapping[str, GPTConfig], dtype: torch.dtype, device: to
 
 
 def _room(weight: Tensor) -> int:
-    return -(-weight.numel() // ALIGNED) * ALIGNED
+    return -(-weight.numel() // ALIGNMENT) * ALIGNMENT
 
 
 def _noise(numbers: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Drawing billions takes long; a pattern of a million does as well."""
-    pattern = (0.02 * torch.randn(NOISE, generator=torch.Generator().manual_seed(0))).to(device, dtype)
+    """Fill memory with a pattern of a million random numbers: drawing billions takes long."""
+    pattern = (0.02 * torch.randn(NOISE_LENGTH, generator=torch.Generator().manual_seed(0))).to(device, dtype)
     memory = torch.empty(numbers, dtype=dtype, device=device)
-    for part in memory.split(NOISE):
+    for part in memory.split(NOISE_LENGTH):
         part.copy_(pattern[: len(part)])
     return memory
 
@@ -174,8 +187,7 @@ def _measure(
                 "memory": None if extra is None else weights + cache + extra,
                 "flops_per_token": flops / writer.new_tokens,
                 "seconds": times, "tokens_per_second": rate(writer.new_tokens, measured[name]),
-                # of the same round, so that both ran while the machine was equally busy
-                "times_mha": spread([a / b for a, b in zip(measured[BASELINE], measured[name], strict=True)]),
+                "times_mha": ratio(measured[BASELINE], measured[name]),
                 **shares(flops, nbytes, times["median"], peaks, dtype),
             }
         )  # fmt: skip
@@ -186,54 +198,30 @@ def _measure(
 
 
 def sizes_table(result: Row) -> str:
-    """Every row, in Markdown."""
-    columns = [
-        "parameters",
-        "weights",
-        "cache",
-        "saved",
-        "held",
-        "GFLOP a token",
-        "tokens/s",
-        "times MHA",
-        "of peak bytes/s",
-    ]
-    lines = [_line("size", "attention", "", *columns), _line("---", "---", "---", *("---:" for _ in columns))]
+    """Show every row in Markdown."""
+    columns = ["size", "attention", "", "parameters:", "weights:", "cache:", "saved:", "held:", "GFLOP per token:"]
+    columns += ["tokens/s:", "times MHA:", "of peak bytes/s:"]
+    rows = []
     for row in result["rows"]:
         speed = row["tokens_per_second"]
-        lines.append(
-            _line(
-                row["size"],
-                row["attention"],
-                row["dtype"],
-                f"{row['parameters']:,}",
-                _mb(row["weight_bytes"]),
-                _mb(row["cache_bytes"]),
-                f"{row['cache_saved']:.1%}",
-                _mb(row["memory"]),
-                f"{row['flops_per_token'] / 1e9:.2f}",
-                f"{speed['median']:,.1f} ({speed['q1']:,.1f} to {speed['q3']:,.1f})",
-                f"{row['times_mha']['median']:.2f}",
-                f"{row['bytes_share']:.0%}",
-            )
-        )
+        cells = [row["size"], row["attention"], row["dtype"], f"{row['parameters']:,}"]
+        cells += [_megabytes(row["weight_bytes"]), _megabytes(row["cache_bytes"]), f"{row['cache_saved']:.1%}"]
+        cells += [_megabytes(row["memory"]), f"{row['flops_per_token'] / 1e9:.2f}"]
+        cells += [f"{speed['median']:,.1f} ({speed['q1']:,.1f} to {speed['q3']:,.1f})"]
+        rows.append([*cells, f"{row['times_mha']['median']:.2f}", f"{row['bytes_share']:.0%}"])
     how = "through FastDecoder" if result["fast"] else "by the model as it is"
     text = f"The last {result['new_tokens']} of {result['context']:,} tokens, batch {result['batch']}, {how}."
-    return "\n".join([text, "", *lines, *(f"\n{note}." for note in result["notes"])])
+    return "\n".join([text, "", markdown_table(columns, rows), *(f"\n{note}." for note in result["notes"])])
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _mb(nbytes: float | None) -> str:
+def _megabytes(nbytes: float | None) -> str:
     return "" if nbytes is None else f"{nbytes / 1e6:,.1f} MB"
 
 
 def plot_sizes(axes: Any, result: Row) -> None:
-    """Tokens a second of each kind of attention, on one of the axes for each size; dtypes side by side."""
+    """Plot tokens per second of each kind of attention, on one of the axes for each size; dtypes side by side."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in result["rows"]))
-    label = "tokens a second" + (f" ({dtypes[0]}; pale: {dtypes[1]})" if len(dtypes) > 1 else "")
+    label = "tokens per second" + (f" ({dtypes[0]}; pale: {dtypes[1]})" if len(dtypes) > 1 else "")
     for axis, size in zip(axes, dict.fromkeys(row["size"] for row in result["rows"]), strict=False):
         rows = [row for row in result["rows"] if row["size"] == size]
         names = list(dict.fromkeys(row["attention"] for row in rows))

@@ -16,13 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attention_mechanisms import MultiHeadAttention, SlidingWindowAttention, attend
 from attention_mechanisms.benchmark import __main__ as benchmark
-from attention_mechanisms.benchmark import costs, decode, figures, sweep
+from attention_mechanisms.benchmark import attention_costs as costs
+from attention_mechanisms.benchmark import decode, figures, sweep, window
 from attention_mechanisms.benchmark.sweep import Sweep, measure_sweep
-from attention_mechanisms.benchmark.timing import assert_equal, exponent, interleaved, read_results, spread
-from attention_mechanisms.benchmark.window import measure_windows
 from attention_mechanisms.masks import Mask
 from tests.alone import alone
 from utils.files import InputError
+from utils.measuring import read_results
 from utils.peaks import peak_memory
 
 ROOT = Path(__file__).parent.parent.parent
@@ -66,8 +66,8 @@ def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_without_tyro_only_quick_is_understood(tmp_path: Path) -> None:
-    code = "import sys, runpy, utils.peaks\nsys.modules['tyro'] = None\n"
-    code += "def stop(*arguments): sys.exit('it began')\nutils.peaks.measured_peaks = stop\n"
+    code = "import sys, runpy, utils.measuring\nsys.modules['tyro'] = None\n"
+    code += "def stop(*arguments): sys.exit('it began')\nutils.measuring.measured_peaks = stop\n"
     code += "runpy.run_module('attention_mechanisms.benchmark', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, "--quick"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -78,10 +78,12 @@ def test_without_tyro_only_quick_is_understood(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rounds": 0}, "--rounds must be at least 1, got 0"),
-        ({"budget": 0.0}, "--budget must be more than 0, got 0.0"),
-        ({"lengths": (128, 0)}, "--lengths must be at least 1, got 0"),
-        ({"widths": (300,)}, "--widths must be multiples of 256, for groups of four heads of 64, got 300"),
+        ({"rounds": 0}, "rounds must be at least 1 and at most 10,000, got 0"),
+        ({"budget": 0.0}, "budget must be above 0 and at most 3,600, got 0.0"),
+        ({"budget": math.nan}, "budget must be above 0 and at most 3,600, got nan"),
+        ({"lengths": (128, 0)}, "lengths must be at least 1 and at most 16,777,216, got 0"),
+        ({"widths": (300,)}, "widths must be multiples of 256, for groups of four heads of 64, got 300"),
+        ({"results": Path("/dev/null/x")}, "/dev/null/x cannot be written: /dev/null is not a folder"),
         ({"part": "figures", "results": Path("nowhere")}, "there are no results in nowhere"),
     ],
 )
@@ -105,12 +107,12 @@ def test_decoding_is_checked_and_complete(decoded: dict[str, Any]) -> None:
     assert sum("transformers" in name for name in decoded["checks"]) == 2
     rows = {row["attention"]: row for row in decoded["rows"]}
     assert rows["MHA"]["times_mha"]["median"] == 1
-    bytes_a_token = {name: row["cache_bytes_per_token"] for name, row in rows.items()}
+    bytes_per_token = {name: row["cache_bytes_per_token"] for name, row in rows.items()}
     mha = 2 * 2 * 768 * 4  # keys and values of two layers
-    assert bytes_a_token["MHA"] == bytes_a_token["transformers, sdpa"] == mha
-    assert bytes_a_token["GQA, 4 groups"] == mha / 3
-    assert bytes_a_token["MLA absorbed, R = 192"] == bytes_a_token["MLA naive, R = 192"] == mha / 8
-    assert bytes_a_token["SWA, W = 256"] == mha * 256 / 301
+    assert bytes_per_token["MHA"] == bytes_per_token["transformers, sdpa"] == mha
+    assert bytes_per_token["GQA, 4 groups"] == mha / 3
+    assert bytes_per_token["MLA absorbed, R = 192"] == bytes_per_token["MLA naive, R = 192"] == mha / 8
+    assert bytes_per_token["SWA, W = 256"] == mha * 256 / 301
 
 
 def test_transformers_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,9 +131,15 @@ def test_a_context_without_room_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert result["notes"] == ["context 50,000 in bfloat16 needs 9 GB: left out"]
 
 
+def test_a_text_without_room_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "free_memory", lambda device: 1e9)
+    with pytest.raises(InputError, match="16,777,216 tokens need about 618 GB, 1 GB are free: choose"):
+        window.measure_windows([128, 2**24], 2, CPU, torch.float32, PEAKS)
+
+
 def test_windows_give_what_the_formula_gives() -> None:
     with torch.no_grad():
-        result = measure_windows([64, 1300], 2, CPU, torch.float32, PEAKS)
+        result = window.measure_windows([64, 1300], 2, CPU, torch.float32, PEAKS)
     assert len(result["rows"]) == 2 * 4
     assert max(row["error"] for row in result["rows"]) < 1e-5
     assert {growth["exponent"] for growth in result["growth"]} == {None}  # nothing is longer than four windows
@@ -288,38 +296,12 @@ def memory_of(kernel: str) -> int | None:
     return peak_memory(lambda: attend(q, k, v, kernel=kernel), CPU)
 
 
-# -- timing ------------------------------------------------------------------------------------------------
-
-
-def test_contenders_take_turns() -> None:
-    turns: list[str] = []
-    measured = interleaved({name: lambda name=name: turns.append(name) for name in "ab"}, 3, CPU)
-    assert [len(times) for times in measured.values()] == [3, 3]
-    switches = "".join(turns)[2:]  # after one call of each to see how long it takes, so short that many make one
-    assert switches == ("a" * 100 + "b" * 100) * 3
-
-
-def test_spread_and_exponent() -> None:
-    assert spread([5.0, 1.0, 3.0, 2.0, 4.0]) == {"median": 3, "q1": 2, "q3": 4, "n": 5}
-    assert spread([2.0]) == {"median": 2, "q1": 2, "q3": 2, "n": 1}
-    assert exponent([1, 10, 100], [3, 3 * 10**1.5, 3000]) == pytest.approx(1.5)
-
-
-def test_what_differs_or_is_no_number_is_not_equal() -> None:
-    x = torch.randn(100)
-    assert assert_equal("x", x, x) == assert_equal("zeros", x * 0, x * 0) == 0
-    with pytest.raises(RuntimeError, match=r"x: the outputs differ by 1\.0e-03 of their norm"):
-        assert_equal("x", x * 1.001, x)
-    with pytest.raises(RuntimeError, match="differ by nan"):
-        assert_equal("x", x * math.nan, x)
-
-
 def test_energy_is_shown_where_it_was_measured(decoded: dict[str, Any]) -> None:
     machine = {"device": "cuda", "gpu": "a GPU", "torch": "2"}
     result = {**json.loads(json.dumps(decoded)), "machine": machine, "peaks": PEAKS}
-    assert "mJ a token" not in figures.decode_table(result)
+    assert "mJ per token" not in figures.decode_table(result)
     result["rows"][0]["joules_per_token"] = 0.0123
     table = figures.decode_table(result)
-    assert "| mJ a token |" in table
+    assert "| mJ per token |" in table
     assert "| 12.3 |" in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1

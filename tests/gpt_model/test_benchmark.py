@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from gpt_model.benchmark import decode
+from gpt_model.benchmark import writing
 from gpt_model.benchmark.__main__ import Config, main
-from gpt_model.benchmark.decode import NEW, PROMPT, THEIRS, greedy, measure_quality
+from gpt_model.benchmark.writing import NEW_TOKENS, PROMPT_TOKENS, THEIRS, greedy, measure_quality
 from gpt_model.fast.decoder import FastDecoder
 from utils.files import InputError
 
@@ -20,7 +20,7 @@ QUICK = Config(part="writing", quick=True, sizes=("demo",), device="cpu")
 @pytest.fixture(autouse=True)
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled steps have tests of their own, and take their time."""
-    monkeypatch.setattr(decode, "compiler_works", lambda device: False)
+    monkeypatch.setattr(writing, "compiler_works", lambda device: False)
 
 
 def test_writing_is_measured_in_each_precision_beside_transformers(
@@ -51,19 +51,19 @@ def test_what_writes_other_tokens_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
         def _logits(self, x_BTC: torch.Tensor) -> torch.Tensor:
             return -super()._logits(x_BTC)
 
-    monkeypatch.setattr(decode, "FastDecoder", Wrong)
+    monkeypatch.setattr(writing, "FastDecoder", Wrong)
     with pytest.raises(RuntimeError, match="FastDecoder does not write the tokens that the model writes"):
-        decode.measure_writing(("demo",), 1, torch.device("cpu"), {"bytes_per_second": 1e9})
+        writing.measure_writing(("demo",), 1, torch.device("cpu"), {"bytes_per_second": 1e9})
 
 
 def test_greedy_writes_what_a_pass_over_the_whole_text_says() -> None:
     torch.manual_seed(0)
     model = GPT(GPTConfig.preset("demo")).eval()
-    ids_BT = torch.randint(4096, (1, PROMPT))
+    ids_BT = torch.randint(4096, (1, PROMPT_TOKENS))
     new = greedy(model, ids_BT)
     logits_BTV, _ = model(torch.cat([ids_BT, new[None]], dim=1))
-    assert torch.equal(logits_BTV[0, PROMPT - 1 : -1].argmax(dim=-1), new)
-    assert len(new) == NEW
+    assert torch.equal(logits_BTV[0, PROMPT_TOKENS - 1 : -1].argmax(dim=-1), new)
+    assert len(new) == NEW_TOKENS
 
 
 def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
@@ -78,7 +78,8 @@ def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 0}, "--rounds must be at least 1, got 0"),
+        ({"rounds": 0}, "rounds must be at least 1 and at most 10,000, got 0"),
+        ({"context": 2**64}, "context must be at least 1 and at most 2,147,483,647, got 18446744073709551616"),
         ({"sizes": ("gpt3",)}, "--sizes must be among gpt2-small, .*, got 'gpt3'"),
         ({"part": "figures"}, "there are no results in "),
         ({"part": "quality", "run": Path("nowhere")}, "nowhere is not a run directory"),
@@ -96,15 +97,15 @@ def test_bad_input_is_refused_before_anything_is_measured(
 
 
 def test_where_results_cannot_be_stored_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_measure", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(writing, "_measure", lambda *_: pytest.fail("it was measured"))
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(InputError, match="file"):
         main(dataclasses.replace(QUICK, results=tmp_path / "file", figures=tmp_path))
 
 
 def test_a_quick_look_leaves_the_committed_results_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(decode, "_measure", lambda *_: [])
+    monkeypatch.setattr(writing, "_measure", lambda *_: [])
     with pytest.raises(InputError, match="there are no results in runs/quick/gpt_model/results"):
         main(QUICK)  # no rows are nothing to show
     assert json.loads(Path("runs/quick/gpt_model/results/writing.json").read_bytes())["quick"]
@@ -117,7 +118,7 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
 
 
 def test_without_transformers_nothing_is_compared_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "_their_writer", lambda *_: {})
+    monkeypatch.setattr(writing, "_their_writer", lambda *_: {})
     main(dataclasses.replace(QUICK, results=tmp_path, figures=tmp_path))
     stored = json.loads((tmp_path / "writing.json").read_bytes())
     assert [row["times_transformers"] for row in stored["rows"]] == [None] * 5

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from working_with_text_data import benchmark, benchmark_cases, benchmark_figures
-from working_with_text_data.benchmark_figures import PARTS
+from utils.files import InputError
+from working_with_text_data.benchmark import __main__ as benchmark
+from working_with_text_data.benchmark import cases, figures
+from working_with_text_data.benchmark.figures import PARTS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -17,36 +19,36 @@ ROOT = Path(__file__).parent.parent.parent
 def test_it_runs_on_any_text(tmp_path: Path, persuasion: str) -> None:
     (tmp_path / "english.txt").write_text(persuasion[:30_000], encoding="utf-8")
     (tmp_path / "greek.txt").write_text("Ἄνδρα μοι ἔννεπε, Μοῦσα, πολύτροπον, ὃς μάλα πολλὰ\n" * 50, encoding="utf-8")
-    results, figures = tmp_path / "results", tmp_path / "figures"
+    results, drawn = tmp_path / "results", tmp_path / "figures"
     command = [sys.executable, "-m", "working_with_text_data.benchmark", "--rounds", "1", "--results", results]
-    command += ["--figures", figures, "--texts", tmp_path / "english.txt", tmp_path / "greek.txt"]
+    command += ["--figures", drawn, "--texts", tmp_path / "english.txt", tmp_path / "greek.txt"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    stored = benchmark_figures.load(results)
+    stored = figures.load(results)
     assert list(stored) == list(PARTS)
     for part in PARTS:
         assert stored[part]["machine"]["torch"]
-        assert getattr(benchmark_figures, f"{part}_table")(stored[part]) in run.stdout
+        assert getattr(figures, f"{part}_table")(stored[part]) in run.stdout
     rows = stored["encoding"]["rows"]
     assert {(row["text"], row["tokenizer"]) for row in rows} >= {("greek", "textbook"), ("english", "tokenizers")}
     assert all(row["bytes"] == (tmp_path / f"{row['text']}.txt").stat().st_size for row in rows)
-    assert {path.name for path in figures.iterdir()} == {"encoding.svg", "steps.svg", "training.svg"}
+    assert {path.name for path in drawn.iterdir()} == {"encoding.svg", "steps.svg", "training.svg"}
 
 
 def test_contenders_that_disagree_are_not_compared() -> None:
     rows = [{"text": "a", "tokenizer": name, "checksum": name} for name in ("ours", "tiktoken")]
     with pytest.raises(RuntimeError, match="differ in their ids"):
-        benchmark._equal(rows, ("text",), "checksum")
-    benchmark._equal(rows, ("text",), "checksum", skip=("tiktoken",))
+        benchmark._check_equal(rows, ("text",), "checksum")
+    benchmark._check_equal(rows, ("text",), "checksum", skip=("tiktoken",))
 
 
 def test_texts_are_read_whole_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persuasion: str) -> None:
-    monkeypatch.setattr(benchmark_cases, "PART", 10_000)
+    monkeypatch.setattr(cases, "PART_CHARACTERS", 10_000)
     (tmp_path / "a.txt").write_text(persuasion, encoding="utf-8")
-    parts = list(benchmark_cases.texts(tmp_path))
+    parts = list(cases.texts(tmp_path))
     assert len(parts) > 40
     assert "".join(parts) == persuasion
-    first = list(benchmark_cases.first_bytes(tmp_path / "a.txt", 25_001))
+    first = list(cases.first_bytes(tmp_path / "a.txt", 25_001))
     assert len("".join(first).encode()) == 25_001
 
 
@@ -56,10 +58,8 @@ def test_growth_is_the_exponent() -> None:
 
 
 def test_a_missing_text(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "working_with_text_data.benchmark", "--texts", tmp_path / "none.txt"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.returncode == 1
-    assert run.stderr == f"error: there is no file or folder {tmp_path / 'none.txt'}\n"
+    with pytest.raises(InputError, match=f"^there is no file or folder {tmp_path / 'none.txt'}$"):
+        benchmark.main(benchmark.Config(texts=(tmp_path / "none.txt",)))
 
 
 def test_committed_results_meet_what_the_chapter_claims() -> None:

@@ -1,8 +1,8 @@
-"""What attention must compute, read and hold, by formula: through these, speeds become shares of measured peaks.
+"""What attention must compute, read and hold, by formula: with these, speeds become shares of measured peaks.
 
-A product of (m, k) and (k, n) counts 2 m k n operations; softmax and the like count nothing, as is the custom,
-nor does what a mask hides: causal attention counts half of T S scores. Bytes are those that cannot be avoided,
-each input read once and each output written once. Whoever computes or moves more shows a smaller share.
+A product of (m, k) and (k, n) counts 2 m k n operations. Softmax and the like count nothing, as is the custom, and
+neither does what a mask hides: causal attention counts half of T S scores. Bytes are those that cannot be avoided:
+each input is read once and each output written once. Whatever computes or moves more shows a smaller share.
 
 Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value size,
 C model width, R latent size.
@@ -30,7 +30,7 @@ BYTES_TRAINING = 3
 
 @dataclass(frozen=True)
 class Shape:
-    """What is attended to: `batch` rows of `length` tokens, `d_model` numbers each, in heads of 64."""
+    """The input of attention: `batch` rows of `length` tokens, `d_model` numbers each, in heads of 64."""
 
     length: int
     d_model: int
@@ -38,35 +38,37 @@ class Shape:
 
     @property
     def n_heads(self) -> int:
+        """The number of heads of 64 channels."""
         return self.d_model // HEAD_DIM
 
     @property
     def tokens(self) -> int:
+        """The tokens of all rows."""
         return self.batch * self.length
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call."""
+    """What one call of a kernel or a layer costs."""
 
     flops: float
     """Operations that are needed."""
     nbytes: float
     """Bytes that must be read and written."""
     memory: float
-    """About what is held at once, beyond the inputs."""
+    """Bytes held at once beyond the inputs, roughly."""
     wasted_flops: float = 0.0
-    """Operations on what the mask hides."""
+    """Further operations, on what the mask hides."""
     stored: float = 0.0
-    """Bytes of scores that are written and read again."""
+    """Further bytes: scores that are written, and read again."""
 
     def least_seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """What it takes on a device that is as fast as its peaks."""
+        """Return how long it takes on a device that always works at its peaks."""
         return (self.flops + self.wasted_flops) / flops_per_second + (self.nbytes + self.stored) / bytes_per_second
 
 
 def visible_pairs(query_length: int, key_length: int, window: int | None = None) -> int:
-    """How many scores a causal mask leaves: S for a single query, T (T + 1) / 2 for a whole text."""
+    """Count the scores that a causal mask leaves: S for a single query, T (T + 1) / 2 for a whole text."""
     T, S = query_length, key_length
     reach = min(window or S, S)
     first = S - T + 1  # keys that the first query could see
@@ -75,17 +77,24 @@ def visible_pairs(query_length: int, key_length: int, window: int | None = None)
 
 
 def attention_flops(B: int, H: int, pairs: int, D: int, E: int) -> int:
-    """The scores, and the mean of the values: 2 B H (D + E) for each pair of a query and a key it sees."""
+    """Count the operations of scores and weighted means: 2 B H (D + E) for each pair of a query and a key it sees."""
     return 2 * B * H * pairs * (D + E)
 
 
 def matrix_flops(layer: nn.Module, tokens: int) -> int:
-    """Every weight of a layer's matrices is multiplied and added once a token."""
+    """Count the operations of a layer's matrices: each weight is multiplied and added once per token."""
     return 2 * tokens * sum(weight.numel() for weight in layer.parameters() if weight.dim() == 2)
 
 
 def kernel_cost(kernel: str, shape: Shape, dtype: torch.dtype, training: bool) -> Cost:
-    """Of causal attention by one of the kernels, forward or forward and backward."""
+    """Return the cost of causal attention by one of the kernels.
+
+    Args:
+        kernel: "manual", or any other name for a kernel that does not store the scores.
+        shape: of the input.
+        dtype: of the input.
+        training: whether the backward pass counts too.
+    """
     B, H, T, D = shape.batch, shape.n_heads, shape.length, HEAD_DIM
     tensor = B * H * T * D * dtype.itemsize
     flops = attention_flops(B, H, visible_pairs(T, T), D, D) * (ATTENTION_TRAINING if training else 1)
@@ -99,7 +108,14 @@ def kernel_cost(kernel: str, shape: Shape, dtype: torch.dtype, training: bool) -
 
 
 def layer_cost(layer: Layer, shape: Shape, dtype: torch.dtype, training: bool) -> Cost:
-    """Of a whole layer, projections included, by a kernel that does not store the scores."""
+    """Return the cost of a whole layer, projections included, by a kernel that does not store the scores.
+
+    Args:
+        layer: its weights count as they are.
+        shape: of the input.
+        dtype: of the input.
+        training: whether the backward pass counts too.
+    """
     B, H, T, D = shape.batch, layer.n_heads, shape.length, layer.head_dim
     window = layer.window_size if isinstance(layer, SlidingWindowAttention) else None
     rotary = layer.rope_dim if isinstance(layer, MultiHeadLatentAttention) else 0
@@ -115,7 +131,7 @@ def layer_cost(layer: Layer, shape: Shape, dtype: torch.dtype, training: bool) -
 
 
 def decoding_flops(layer: Layer, batch: int, key_length: int) -> int:
-    """Of one new token a row against a cache; `key_length` counts the new token too.
+    """Count the operations of one new token per row against a cache; `key_length` includes the new token.
 
     Latent attention's naive form makes all keys and values anew; absorbed, each head's query looks at the latents.
     """
@@ -125,11 +141,11 @@ def decoding_flops(layer: Layer, batch: int, key_length: int) -> int:
         seen = min(S, layer.window_size) if isinstance(layer, SlidingWindowAttention) else S
         return matrices + attention_flops(B, H, seen, D, D)
     R, P = layer.latent_dim, layer.rope_dim
-    if layer.form == "absorbed":  # `up` is multiplied once, half of it with queries, half with what they gathered
+    if layer.form == "absorbed":  # half of `up` is multiplied with the queries, half with what they gathered
         return matrices + attention_flops(B, H, S, R + P, R)
     return matrices + matrix_flops(layer.up, B * (S - 1)) + attention_flops(B, H, S, D + P, D)
 
 
 def decoding_bytes(layers: list[Layer], cached_bytes: int) -> int:
-    """Of one step: every weight once and every number that is remembered once."""
+    """Count the bytes that a step reads: every weight once, and every number that is remembered once."""
     return cached_bytes + sum(weight.nbytes for layer in layers for weight in layer.parameters())

@@ -1,8 +1,8 @@
-"""Writing one text: this chapter's ways of doing it, and transformers', in the same run.
+"""Writing one text: this chapter's ways of doing it, and that of transformers, in the same run.
 
-A prompt of 32 random tokens, 64 new ones, greedy, with GPT-2's shape and random weights, the same for all. In
-float32 all must write the same tokens, or nothing is timed. The ceiling of a way is what memory allows: the bytes
-it must read for a token, at the speed of the best plain sum measured in the same run.
+The prompt has 32 random tokens, 64 are written greedily, and the models have GPT-2's shape and the same random
+weights. In float32 all must write the same tokens, or nothing is timed. The ceiling of a way is what memory allows:
+the bytes it must read for a token, at the speed of the best plain sum measured in the same run.
 
 What eight bits cost in quality is measured on a trained model: the perplexity of text it has not seen, in each
 precision.
@@ -18,26 +18,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_mechanisms.benchmark.timing import Row, interleaved, rate, spread
 from gpt_model.config import GPTConfig
 from gpt_model.costs import cache_bytes, decoding_bytes
 from gpt_model.fast.decoder import FastDecoder, Precision
 from gpt_model.gpt import GPT
 from gpt_model.run_directory import load_tokenizer
 from utils.hardware import compiler_works
+from utils.measuring import Row, interleaved, markdown_table, rate, ratio
 from working_with_text_data.text_files import CORPUS
 
 log = logging.getLogger(__name__)
 
-PROMPT, NEW = 32, 64
-HELD_OUT = 20_000  # characters at the end of each novel; training keeps away from the last twentieth
-THEIRS, PLAIN = "transformers", "GPT"
+PROMPT_TOKENS = 32
+NEW_TOKENS = 64
+HELD_OUT_CHARACTERS = 20_000  # at the end of each novel; training keeps away from the last twentieth
+THEIRS = "transformers"
+PLAIN = "GPT"
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Writers = Mapping[str, Callable[[], Tensor]]
 
 
 def measure_writing(sizes: tuple[str, ...], rounds: int, device: torch.device, peaks: Row) -> Row:
-    """Tokens a second of every way and precision.
+    """Measure the tokens per second of every way of writing, in every precision.
+
+    Args:
+        sizes: names of presets.
+        rounds: how often each way is measured.
+        device: where.
+        peaks: see `measured_peaks`.
 
     Raises:
         RuntimeError: if a way writes other tokens than the model itself, in float32.
@@ -47,13 +55,13 @@ def measure_writing(sizes: tuple[str, ...], rounds: int, device: torch.device, p
         for precision in ("float32", "bfloat16"):
             log.info("%s in %s", size, precision)
             rows += _measure(size, precision, rounds, device, peaks)
-    return {"prompt": PROMPT, "new_tokens": NEW, "rows": rows}
+    return {"prompt": PROMPT_TOKENS, "new_tokens": NEW_TOKENS, "rows": rows}
 
 
 def _measure(size: str, precision: Precision, rounds: int, device: torch.device, peaks: Row) -> list[Row]:
     torch.manual_seed(0)
     model = GPT(GPTConfig.preset(size)).to(device, DTYPES[precision]).eval()
-    ids_BT = torch.randint(model.config.vocab_size, (1, PROMPT), device=device)
+    ids_BT = torch.randint(model.config.vocab_size, (1, PROMPT_TOKENS), device=device)
     decoders = _decoders(model, precision)
     writers: dict[str, Callable[[], Tensor]] = {PLAIN: lambda: greedy(model, ids_BT)}
     writers |= {name: lambda decoder=decoder: greedy(decoder, ids_BT) for name, decoder in decoders.items()}
@@ -61,27 +69,27 @@ def _measure(size: str, precision: Precision, rounds: int, device: torch.device,
     _check(writers, exact=precision == "float32")
     measured = interleaved(writers, rounds, device)
     baseline = measured.get(THEIRS)
-    config, dtype, held = model.config, DTYPES[precision], PROMPT + NEW // 2  # in the cache, on average
+    config, dtype = model.config, DTYPES[precision]
+    held = PROMPT_TOKENS + NEW_TOKENS // 2  # in the cache, on average
     rows: list[Row] = []
     for name, seconds in measured.items():
         read = decoding_bytes(config, 1, held, dtype)
         if name in decoders:
             read = decoders[name].weight_bytes + cache_bytes(config, 1, held, dtype)
-        speed = rate(NEW, seconds)
+        speed = rate(NEW_TOKENS, seconds)
         rows.append(
             {
                 "size": size, "way": name, "precision": "int8" if "int8" in name else precision,
                 "tokens_per_second": speed, "bytes_per_token": read,
                 "ceiling_share": speed["median"] * read / peaks["bytes_per_second"],
-                # of the same round, so that both ran while the machine was equally busy
-                "times_transformers": baseline and spread([a / b for a, b in zip(baseline, seconds, strict=True)]),
+                "times_transformers": baseline and ratio(baseline, seconds),
             }
         )  # fmt: skip
     return rows
 
 
 def _decoders(model: GPT, precision: Precision) -> dict[str, FastDecoder]:
-    """int8 works in bfloat16 otherwise, so it stands beside it."""
+    """Make the fast decoders of a precision; int8, which computes in bfloat16, stands beside that."""
     kinds: list[Precision] = ["float32"] if precision == "float32" else ["bfloat16", "int8"]
     made = {}
     for kind in kinds:
@@ -95,10 +103,10 @@ def _decoders(model: GPT, precision: Precision) -> dict[str, FastDecoder]:
 
 @torch.inference_mode()
 def greedy(model: GPT | FastDecoder, ids_BT: Tensor) -> Tensor:
-    """The next NEW tokens, (NEW,): a prompt at once, then one token after the other."""
-    cache = model.new_cache(1, PROMPT + NEW)
+    """Return the next NEW_TOKENS ids, (NEW_TOKENS,): the prompt is read at once, then one token after the other."""
+    cache = model.new_cache(1, PROMPT_TOKENS + NEW_TOKENS)
     written = []
-    for _ in range(NEW):
+    for _ in range(NEW_TOKENS):
         logits_B1V, _ = model(ids_BT, cache=cache, last_only=True)
         ids_BT = logits_B1V.argmax(dim=-1)
         written.append(ids_BT)
@@ -106,7 +114,7 @@ def greedy(model: GPT | FastDecoder, ids_BT: Tensor) -> Tensor:
 
 
 def _their_writer(model: GPT, ids_BT: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """`generate` of transformers with the same weights; nothing where it is not installed."""
+    """Return `generate` of transformers with the same weights; nothing where it is not installed."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel  # slow to import, and perhaps not there
     except ImportError:
@@ -133,14 +141,19 @@ def _their_writer(model: GPT, ids_BT: Tensor) -> dict[str, Callable[[], Tensor]]
 
     def write() -> Tensor:
         with torch.inference_mode():
-            settings = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-            return theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **settings)[0, PROMPT:]
+            settings = {
+                "max_new_tokens": NEW_TOKENS,
+                "min_new_tokens": NEW_TOKENS,
+                "do_sample": False,
+                "pad_token_id": 0,
+            }
+            return theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **settings)[0, PROMPT_TOKENS:]
 
     return {THEIRS: write}
 
 
 def _check(writers: Writers, exact: bool) -> None:
-    """Let each write once, which also compiles what is to be compiled."""
+    """Let each write once, which also compiles what is to be compiled, and compare the texts."""
     texts = {name: write() for name, write in writers.items()}
     for name, tokens in texts.items():
         if exact and not torch.equal(tokens, texts[PLAIN]):
@@ -149,13 +162,13 @@ def _check(writers: Writers, exact: bool) -> None:
 
 @torch.inference_mode()
 def measure_quality(run: Path) -> Row:
-    """The perplexity of a trained model, a token, on text it has not seen, in each precision.
+    """Measure a trained model's perplexity per token, on text it has not seen, in each precision.
 
     Args:
         run: a run directory whose model was trained on the repository's corpus.
     """
     model, tokenizer = GPT.from_run(run), load_tokenizer(run)
-    text = "".join(path.read_text(encoding="utf-8")[-HELD_OUT:] for path in sorted(CORPUS.glob("*.txt")))
+    text = "".join(path.read_text(encoding="utf-8")[-HELD_OUT_CHARACTERS:] for path in sorted(CORPUS.glob("*.txt")))
     ids, T = torch.tensor(tokenizer.encode(text)), model.config.context_length
     ids_NT = ids[: (len(ids) - 1) // T * T].view(-1, T)
     targets_NT = ids[1 : ids_NT.numel() + 1].view(-1, T)
@@ -171,16 +184,12 @@ def measure_quality(run: Path) -> Row:
 
 
 def writing_table(result: Row) -> str:
-    """The rows as Markdown."""
-    lines = [
-        "| size | precision | way | tokens/s | times transformers | of the memory ceiling |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """Show the rows in Markdown."""
+    columns = ["size", "precision", "way", "tokens/s:", "times transformers:", "of the memory ceiling:"]
+    rows = []
     for row in result["rows"]:
         times = row["times_transformers"]
-        cells = (
-            row["size"], row["precision"], row["way"], f"{row['tokens_per_second']['median']:,.1f}",
-            f"{times['median']:.2f}" if times else "", f"{row['ceiling_share']:.0%}",
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        speed = f"{row['tokens_per_second']['median']:,.1f}"
+        cells = [row["size"], row["precision"], row["way"], speed]
+        rows.append([*cells, f"{times['median']:.2f}" if times else "", f"{row['ceiling_share']:.0%}"])
+    return markdown_table(columns, rows)

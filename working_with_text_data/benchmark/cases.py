@@ -1,13 +1,10 @@
-"""What `benchmark.py` measures, each function in a process of its own.
+"""What this benchmark measures: each function is called in a process of its own, and returns its numbers.
 
-Every case reads its text a few megabytes at a time and forgets the results, so that memory stays bounded
-whatever the size of the text; only reading and checking are outside the clock.
+Texts are read a few megabytes at a time and results are forgotten, so that memory stays bounded whatever the size
+of a text. Reading and checking are outside the clock. Nothing here imports PyTorch, which every process would wait for.
 """
 
-import gc
 import os
-import resource
-import sys
 import tempfile
 import time
 import zlib
@@ -18,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.memory import PeakMemory
 from working_with_text_data.minbpe import (
     GPT2_PATTERN,
     GPT2Tokenizer,
@@ -32,25 +30,29 @@ from working_with_text_data.minbpe.fast.trainer import PairTable, learn_merges
 from working_with_text_data.minbpe.merging import Pair, merge_by_rank
 from working_with_text_data.text_files import read_documents
 
-PART = 2**22  # characters of a long text that are worked on together
+PART_CHARACTERS = 2**22  # of a long text, worked on together
 OURS = {"gpt2": GPT2Tokenizer, "cl100k_base": GPT4Tokenizer}
 Encode = Callable[[str], Any]
 Decode = Callable[[list[int]], str]
 
 
 def texts(path: Path) -> Iterator[str]:
-    """Documents, or parts of them, in bounded memory."""
+    """Yield documents, or parts of them, in bounded memory."""
     if path.suffix in (".jsonl", ".gz", ".parquet"):
         yield from read_documents(path)
         return
     for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
         with file.open(encoding="utf-8") as lines:
-            while text := lines.read(PART) + lines.readline():
+            while text := lines.read(PART_CHARACTERS) + lines.readline():
                 yield text
 
 
 def contender(name: str, encoding: str) -> tuple[Encode, Decode]:
-    """How one of the tokenizers compared encodes and decodes."""
+    """Return the functions by which one of the tokenizers compared encodes and decodes.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
     ours = OURS[encoding]()
     if name == "ours":
         return ours.encode_ordinary, ours.decode
@@ -68,11 +70,11 @@ def contender(name: str, encoding: str) -> tuple[Encode, Decode]:
             to_huggingface(ours, folder)
             hf = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
         return lambda text: hf.encode(text, add_special_tokens=False).ids, hf.decode
-    raise ValueError(name)
+    raise ValueError(f"there is no contender {name!r}")
 
 
 def textbook_encoder(tokenizer: RegexTokenizer) -> Encode:
-    """The textbook's way to encode, with the pieces and the ids of a tokenizer."""
+    """Return the textbook's way to encode, with the pieces and the ids of a tokenizer."""
     merges, ranks = tokenizer.merges, tokenizer.ranks
 
     def encode(text: str) -> list[int]:
@@ -84,34 +86,18 @@ def textbook_encoder(tokenizer: RegexTokenizer) -> Encode:
     return encode
 
 
-class PeakMemory:
-    """The most memory the process has held since this was made, beyond what it held then, in bytes."""
-
-    def __init__(self) -> None:
-        gc.collect()
-        if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        self.before = self._now("VmRSS")
-
-    @property
-    def growth(self) -> int:
-        return self._now("VmHWM") - self.before
-
-    def _now(self, field: str) -> int:
-        if sys.platform != "linux":  # all that there is elsewhere is the peak since the start
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> dict[str, Any]:
+def encode_and_decode(name: str, encoding: str, path: str, limit: int | None = None) -> dict[str, Any]:
     """Encode a text twice, from a cold cache and a warm one, then decode it.
 
     Args:
-        name: of the contender.
+        name: one of the contenders.
         encoding: "gpt2" or "cl100k_base".
-        path: of the text.
-        limit: bytes of the text to take, for the slow ones.
+        path: the text's file or folder.
+        limit: how many bytes of the text to take; None: all.
+
+    Returns:
+        Seconds of "cold", "warm" and "decode", "bytes" and "tokens" of the text, a "checksum" of its ids, and the
+        "memory" that was needed at most, in bytes.
     """
     encode, decode = contender(name, encoding)
     memory = PeakMemory()
@@ -134,7 +120,7 @@ def encoding(name: str, encoding: str, path: str, limit: int | None = None) -> d
     return {**seconds, "bytes": n_bytes, "tokens": n_tokens, "checksum": checksum, "memory": memory.growth}
 
 
-def batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
+def encode_batch(name: str, encoding: str, path: str, workers: int) -> dict[str, Any]:
     """Encode all documents together, from a cold cache, with several processes or threads."""
     os.environ["RAYON_NUM_THREADS"] = str(workers)
     documents = list(texts(Path(path)))
@@ -176,7 +162,7 @@ def encoding_step(step: str, path: str, limit: int) -> dict[str, Any]:
 
 
 class ScannedPairTable(PairTable):
-    """Finds the most frequent pair by looking at all of them."""
+    """A pair table that finds the most frequent pair by looking at all of them."""
 
     def most_frequent(self) -> Pair | None:
         most = max(self.counts.values(), default=0)
@@ -211,7 +197,7 @@ def training_step(step: str, path: str, limit: int, n_merges: int) -> dict[str, 
 # -- training ----------------------------------------------------------------------------------------------
 
 
-def training(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any]:
+def train(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any]:
     """Train on the first `limit` bytes of a text, on one thread."""
     os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     documents = list(first_bytes(Path(path), limit))
@@ -236,8 +222,8 @@ def training(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any
     return {"seconds": seconds, "vocab_size": learned, "memory": memory.growth}
 
 
-def counting(path: str, workers: int) -> dict[str, Any]:
-    """Count the pieces of a whole text."""
+def count_pieces(path: str, workers: int) -> dict[str, Any]:
+    """Count the pieces of a whole text in so many processes."""
     documents = list(texts(Path(path)))
     tokenizer = RegexTokenizer(GPT2_PATTERN)
     started = time.perf_counter()
@@ -246,7 +232,7 @@ def counting(path: str, workers: int) -> dict[str, Any]:
 
 
 def first_bytes(path: Path, limit: int) -> Iterator[str]:
-    """The documents of a text up to a number of bytes, the last one cut."""
+    """Yield the documents of a text up to a number of bytes, the last one cut."""
     for text in texts(path):
         part = text.encode("utf-8")[:limit].decode("utf-8", errors="ignore")
         limit -= len(part.encode("utf-8"))

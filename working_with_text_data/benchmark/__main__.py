@@ -6,31 +6,37 @@ Each measurement is a process of its own, the contenders in turn, several rounds
 machine; contenders that read the same text must give equal ids. Figures are drawn from the results.
 """
 
-import json
+import functools
 import logging
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from tqdm import tqdm
-
-from utils.files import InputError, write_atomically
-from working_with_text_data import benchmark_cases
+from utils.files import InputError
+from utils.hardware import describe
+from utils.measuring import Call, Case, Row, exponent, in_processes, measure_parts, show_results, spread
+from utils.outputs import check_writable
+from utils.ranges import Range, check_ranges
+from working_with_text_data.benchmark import cases
+from working_with_text_data.benchmark.figures import draw_all, tables
 from working_with_text_data.text_files import CORPUS
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
+CHAPTER = Path(__file__).parent.parent
 CONTENDERS = ("ours", "ours, as array", "tiktoken", "tokenizers", "textbook")
-SAMPLES = {"tokenizers": 4_000_000, "textbook": 100_000}  # bytes; the slow ones get only the beginning of a text
+# The slow ones get only the beginning of a text.
+SAMPLE_BYTES = {"tokenizers": 4_000_000, "textbook": 100_000}
 ENCODING_STEPS = ("textbook", "merge by rank", "remember pieces", "units in NumPy")
 TRAINING_STEPS = ("textbook", "distinct pieces", "only what changed", "with a heap")
-Row = dict[str, Any]
+# What the optimisations are measured on, small enough for the textbook.
+ENCODING_CHARACTERS = 500_000
+TRAINING_CHARACTERS = 200_000
+TRAINING_MERGES = 500
 
 
 @dataclass(frozen=True)
@@ -48,61 +54,61 @@ class Config:
     texts: tuple[Path, ...] = (CORPUS,)
     """UTF-8 files, .jsonl, .jsonl.gz, or folders of .txt files, of any size; their names are those of the rows. The
     first one is also what the other parts work on."""
-    rounds: int = 5
+    rounds: Annotated[int, Range(1, 10_000)] = 5
     """How often each measurement is made; the tables have mean and standard deviation."""
-    results: Path = HERE / "results"
+    results: Path = CHAPTER / "results"
     """Where the measurements are stored."""
-    figures: Path = HERE / "figures"
+    figures: Path = CHAPTER / "figures"
     """Where the figures are stored."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: Config) -> None:
     """Measure the parts asked for, store and show them.
 
     Raises:
-        InputError: for a text that is not there, or fewer than one round.
+        InputError: if a text or a package is missing, results cannot be stored, or there is nothing to show.
     """
     for path in config.texts:
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-    if config.rounds < 1:
-        raise InputError(f"--rounds must be at least 1, got {config.rounds}")
+    check_writable(config.results, "--results")
+    check_writable(config.figures, "--figures")
     parts: dict[str, Callable[[Config], Row]] = {
         "encoding": measure_encoding, "batch": measure_batch, "steps": measure_steps, "training": measure_training,
     }  # fmt: skip
-    for name, measure in parts.items():
-        if config.part in (name, "all"):
-            from utils.hardware import describe  # it imports torch
-
-            result = {"machine": describe(), "versions": _versions(), "rounds": config.rounds, **measure(config)}
-            with write_atomically(config.results / f"{name}.json") as file:
-                file.write(json.dumps(result, indent=1).encode())
-            log.info("%s -> %s", name, config.results / f"{name}.json")
-    from working_with_text_data.benchmark_figures import draw_all, tables
-
-    print(tables(config.results))
-    draw_all(config.results, config.figures)
+    wanted = {
+        name: functools.partial(measure, config) for name, measure in parts.items() if config.part in (name, "all")
+    }
+    if wanted:
+        if not find_spec("tokenizers"):
+            raise InputError("the package tokenizers, which is compared with, is not installed")
+        versions = {name: version(name) for name in ("tiktoken", "tokenizers", "regex", "numpy")}
+        measure_parts(wanted, config.results, {"machine": describe(), "versions": versions, "rounds": config.rounds})
+    show_results(config.results, config.figures, tables, draw_all)
 
 
 def measure_encoding(config: Config) -> Row:
-    """Every contender on every text with both encodings."""
-    cases: dict[tuple[str, ...], tuple[str, Sequence[Any]]] = {
-        (_name(text), encoding, name): ("encoding", (name, encoding, str(text), SAMPLES.get(name)))
+    """Measure every contender on every text with both encodings."""
+    calls: dict[Case, Call] = {
+        (_name(text), encoding, name): (cases.encode_and_decode, (name, encoding, str(text), SAMPLE_BYTES.get(name)))
         for text in config.texts
-        for encoding in benchmark_cases.OURS
+        for encoding in cases.OURS
         for name in CONTENDERS
     }
     rows: list[Row] = []
-    for (text_name, encoding, name), runs in _interleaved(cases, config.rounds).items():
+    for (text_name, encoding, name), runs in in_processes(calls, config.rounds).items():
         first = runs[0]
         row = {"text": text_name, "encoding": encoding, "tokenizer": name, "bytes": first["bytes"]}
         row |= {"tokens": first["tokens"], "checksum": first["checksum"]}
         row["bytes_per_token"] = first["bytes"] / first["tokens"]
         for state in ("cold", "warm", "decode"):
-            row[f"{state}_tokens_per_second"] = _spread(first["tokens"] / run[state] for run in runs)
-        row["memory_mb"] = _spread(run["memory"] / 1e6 for run in runs)
+            row[f"{state}_tokens_per_second"] = spread(first["tokens"] / run[state] for run in runs)
+        row["memory_mb"] = spread(run["memory"] / 1e6 for run in runs)
         rows.append(row)
-    _equal(rows, ("text", "encoding"), "checksum", skip=tuple(SAMPLES))
+    _check_equal(rows, ("text", "encoding"), "checksum", skip=tuple(SAMPLE_BYTES))
     for row in rows:
         reference = _find(rows, text=row["text"], encoding=row["encoding"], tokenizer="tiktoken")
         for state in ("cold", "warm", "decode"):
@@ -112,19 +118,19 @@ def measure_encoding(config: Config) -> Row:
 
 
 def measure_batch(config: Config) -> Row:
-    """One process against two, and tiktoken's threads, with GPT-2's encoding."""
+    """Measure one process against two, and tiktoken's threads, with GPT-2's encoding."""
     text = str(config.texts[0])
-    cases = {
-        (name, str(workers)): ("batch", (name, "gpt2", text, workers))
+    calls: dict[Case, Call] = {
+        (name, str(workers)): (cases.encode_batch, (name, "gpt2", text, workers))
         for name in ("ours", "ours, as array", "tiktoken")
         for workers in (1, 2)
     }
-    runs = _interleaved(cases, config.rounds)
+    runs = in_processes(calls, config.rounds)
     rows = []
     for (name, workers), measured in runs.items():
         row: Row = {"tokenizer": name, "workers": int(workers), "tokens": measured[0]["tokens"]}
         for state in ("cold", "warm"):
-            row[f"{state}_seconds"] = _spread(run[state] for run in measured)
+            row[f"{state}_seconds"] = spread(run[state] for run in measured)
             alone = statistics.median(run[state] for run in runs[name, "1"])
             row[f"{state}_speedup"] = alone / row[f"{state}_seconds"]["median"]
         rows.append(row)
@@ -132,49 +138,49 @@ def measure_batch(config: Config) -> Row:
 
 
 def measure_steps(config: Config) -> Row:
-    """What each optimisation gains, on a part of the text small enough for the textbook."""
+    """Measure what each optimisation gains, on a part of the text small enough for the textbook."""
     text = str(config.texts[0])
-    cases = {
-        **{("encoding", step): ("encoding_step", (step, text, 500_000)) for step in ENCODING_STEPS},
-        **{("training", step): ("training_step", (step, text, 200_000, 500)) for step in TRAINING_STEPS},
-    }
+    calls: dict[Case, Call] = {}
+    for step in ENCODING_STEPS:
+        calls["encoding", step] = cases.encoding_step, (step, text, ENCODING_CHARACTERS)
+    for step in TRAINING_STEPS:
+        calls["training", step] = cases.training_step, (step, text, TRAINING_CHARACTERS, TRAINING_MERGES)
     rows = []
-    for (what, step), runs in _interleaved(cases, config.rounds).items():
+    for (what, step), runs in in_processes(calls, config.rounds).items():
         rows.append({"what": what, "step": step, "checksum": runs[0]["checksum"]})
-        rows[-1]["seconds"] = _spread(run["seconds"] for run in runs)
+        rows[-1]["seconds"] = spread(run["seconds"] for run in runs)
         first = _find(rows, what=what, step="textbook")["seconds"]["median"]
         rows[-1]["times_the_textbook"] = first / rows[-1]["seconds"]["median"]
-    _equal(rows, ("what",), "checksum")
+    _check_equal(rows, ("what",), "checksum")
     return {
         "text": _name(config.texts[0]),
-        "encoding_characters": 500_000,
-        "training_characters": 200_000,
+        "encoding_characters": ENCODING_CHARACTERS,
+        "training_characters": TRAINING_CHARACTERS,
         "rows": rows,
     }
 
 
 def measure_training(config: Config) -> Row:
-    """Training against Hugging Face's on one thread, counting with two processes, and how time grows."""
+    """Measure training against Hugging Face's on one thread, counting in two processes, and how time grows."""
     text = str(config.texts[0])
     sizes = [2**i * 1_000_000 for i in range(6)]
     vocabularies = [512, 1024, 2048, 4096, 8192, 16384, 32768]
-    cases: dict[tuple[str, ...], tuple[str, Sequence[Any]]] = {
-        ("versus", "ours"): ("training", ("ours", text, 10_000_000, 50_257)),
-        ("versus", "tokenizers"): ("training", ("tokenizers", text, 10_000_000, 50_257)),
-        ("counting", "1"): ("counting", (text, 1)),
-        ("counting", "2"): ("counting", (text, 2)),
-        **{("size", str(size)): ("training", ("ours", text, size, 8192)) for size in sizes},
-        **{("vocab", str(size)): ("training", ("ours", text, 8_000_000, size)) for size in vocabularies},
+    calls: dict[Case, Call] = {
+        ("versus", "ours"): (cases.train, ("ours", text, 10_000_000, 50_257)),
+        ("versus", "tokenizers"): (cases.train, ("tokenizers", text, 10_000_000, 50_257)),
+        ("counting", "1"): (cases.count_pieces, (text, 1)),
+        ("counting", "2"): (cases.count_pieces, (text, 2)),
+        **{("size", str(size)): (cases.train, ("ours", text, size, 8192)) for size in sizes},
+        **{("vocab", str(size)): (cases.train, ("ours", text, 8_000_000, size)) for size in vocabularies},
     }
-    runs = _interleaved(cases, config.rounds)
-    seconds = {case: _spread(run["seconds"] for run in measured) for case, measured in runs.items()}
-    ours, theirs = seconds["versus", "ours"]["median"], seconds["versus", "tokenizers"]["median"]
+    runs = in_processes(calls, config.rounds)
+    seconds = {case: spread(run["seconds"] for run in measured) for case, measured in runs.items()}
+    ours, theirs = seconds["versus", "ours"], seconds["versus", "tokenizers"]
     return {
         "text": _name(config.texts[0]),
         "versus": {
             "bytes": 10_000_000, "vocab_size": 50_257,
-            "ours": seconds["versus", "ours"], "tokenizers": seconds["versus", "tokenizers"],
-            "times_as_fast": theirs / ours,
+            "ours": ours, "tokenizers": theirs, "times_as_fast": theirs["median"] / ours["median"],
             "ours_memory_mb": runs["versus", "ours"][0]["memory"] / 1e6,
             "tokenizers_memory_mb": runs["versus", "tokenizers"][0]["memory"] / 1e6,
         },
@@ -189,38 +195,15 @@ def measure_training(config: Config) -> Row:
 
 
 def _growth(x: list[int], seconds: list[Row]) -> Row:
-    """Times at several sizes, and the exponent of the power law through their medians."""
-    y = [spread["median"] for spread in seconds]
-    exponent = float(np.polyfit(np.log(x), np.log(y), 1)[0])
-    return {"x": x, "seconds": seconds, "exponent": exponent}
-
-
-def _interleaved(cases: dict[tuple[str, ...], tuple[str, Sequence[Any]]], rounds: int) -> dict[Any, list[Row]]:
-    """Every case in a process of its own, all of them in turn, several times."""
-    runs: dict[Any, list[Row]] = {case: [] for case in cases}
-    with tqdm(total=rounds * len(cases), unit="run", leave=False) as progress:
-        for _ in range(rounds):
-            for case, (function, arguments) in cases.items():
-                progress.set_description(" ".join(case))
-                call = f"print(json.dumps(cases.{function}(*{list(arguments)!r})))"
-                code = f"import json; import working_with_text_data.benchmark_cases as cases; {call}"
-                run = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-                runs[case].append(json.loads(run.stdout))
-                progress.update()
-    return runs
-
-
-def _spread(values: Any) -> Row:
-    values = list(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "sd": deviation, "median": statistics.median(values)}
+    """Return times at several sizes, and the exponent of the power law through their medians."""
+    return {"x": x, "seconds": seconds, "exponent": exponent(x, [each["median"] for each in seconds])}
 
 
 def _find(rows: list[Row], **wanted: Any) -> Row:
     return next(row for row in rows if all(row[key] == value for key, value in wanted.items()))
 
 
-def _equal(rows: list[Row], group: tuple[str, ...], key: str, skip: tuple[str, ...] = ()) -> None:
+def _check_equal(rows: list[Row], group: tuple[str, ...], key: str, skip: tuple[str, ...] = ()) -> None:
     """Raise unless all rows of a group agree: what gives other ids is not worth timing."""
     for row in rows:
         first = _find(rows, **{name: row[name] for name in group})
@@ -229,13 +212,8 @@ def _equal(rows: list[Row], group: tuple[str, ...], key: str, skip: tuple[str, .
 
 
 def _name(path: Path) -> str:
+    """Return a text's name: that of its file, without all endings."""
     return path.name.split(".")[0]
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("tiktoken", "tokenizers", "regex", "numpy")}
 
 
 if __name__ == "__main__":

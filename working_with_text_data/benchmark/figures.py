@@ -1,87 +1,73 @@
-"""Tables and figures of `benchmark.py`, from its stored results alone."""
+"""Tables and figures of this benchmark, from its stored results alone."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE, figure, save_svg
+from utils.figures import BLUE, GREEN, INK, ORANGE, PURPLE
+from utils.measuring import Row, draw_each, markdown_table, read_results, show_each
 
-Row = dict[str, Any]
 TITLES = {"gpt2": "GPT-2", "cl100k_base": "GPT-4"}
 PARTS = ("encoding", "batch", "steps", "training")
 CONTENDER_COLORS = {"ours": BLUE, "ours, as array": GREEN, "tiktoken": ORANGE, "tokenizers": PURPLE}
-
-
-def load(results: Path) -> dict[str, Row]:
-    """The parts that have been measured."""
-    return {
-        part: json.loads((results / f"{part}.json").read_bytes())
-        for part in PARTS
-        if (results / f"{part}.json").exists()
-    }
 
 
 # -- tables ------------------------------------------------------------------------------------------------
 
 
 def tables(results: Path) -> str:
-    """All tables, in Markdown."""
-    stored = load(results)
+    """Return all tables, in Markdown."""
     made = {"encoding": encoding_table, "batch": batch_table, "steps": steps_table, "training": training_table}
-    return "\n\n".join(made[part](result) for part, result in stored.items())
+    return "\n\n".join(show_each(results, made).values())
+
+
+def load(results: Path) -> dict[str, Row]:
+    """Read the parts that have been measured."""
+    return read_results(results, PARTS)
 
 
 def encoding_table(result: Row) -> str:
-    """Speed, memory and compression of each tokenizer on each text."""
-    lines = [
-        "| text | ids of | tokenizer | encode, cold | warm | decode | memory | bytes a token |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    """Show speed, memory and compression of each tokenizer on each text."""
+    columns = ["text", "ids of", "tokenizer", "encode, cold:", "warm:", "decode:", "memory:", "bytes per token:"]
+    rows = []
     for row in result["rows"]:
         cells = [f"{row['text']} ({row['bytes'] / 1e6:.1f} MB)", TITLES[row["encoding"]], row["tokenizer"]]
         for state in ("cold", "warm", "decode"):
             cells.append(f"{_millions(row[f'{state}_tokens_per_second'])} ({row[f'{state}_of_tiktoken']:.2f})")
-        cells += [f"{row['memory_mb']['median']:.0f} MB", f"{row['bytes_per_token']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([*cells, f"{row['memory_mb']['median']:.0f} MB", f"{row['bytes_per_token']:.2f}"])
+    return markdown_table(columns, rows)
 
 
 def batch_table(result: Row) -> str:
-    """Several processes or threads."""
-    lines = [
-        "| tokenizer | workers | cold, s | times one | warm, s | times one |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    """Show several processes or threads."""
+    rows = []
     for row in result["rows"]:
-        cold, warm = _seconds(row["cold_seconds"]), _seconds(row["warm_seconds"])
-        speedups = f"{row['cold_speedup']:.2f}", f"{row['warm_speedup']:.2f}"
-        lines.append(f"| {row['tokenizer']} | {row['workers']} | {cold} | {speedups[0]} | {warm} | {speedups[1]} |")
-    return "\n".join(lines)
+        cells = [row["tokenizer"], str(row["workers"])]
+        for state in ("cold", "warm"):
+            cells += [_seconds(row[f"{state}_seconds"]), f"{row[f'{state}_speedup']:.2f}"]
+        rows.append(cells)
+    return markdown_table(["tokenizer", "workers:", "cold, s:", "times one:", "warm, s:", "times one:"], rows)
 
 
 def steps_table(result: Row) -> str:
-    """From the textbook to here."""
-    lines = ["| | step | seconds | times the textbook |", "| --- | --- | ---: | ---: |"]
-    for row in result["rows"]:
-        times = f"{row['times_the_textbook']:,.0f}"
-        lines.append(f"| {row['what']} | {row['step']} | {_seconds(row['seconds'])} | {times} |")
-    return "\n".join(lines)
+    """Show the way from the textbook to here."""
+    rows = [
+        [row["what"], row["step"], _seconds(row["seconds"]), f"{row['times_the_textbook']:,.0f}"]
+        for row in result["rows"]
+    ]
+    return markdown_table(["", "step", "seconds:", "times the textbook:"], rows)
 
 
 def training_table(result: Row) -> str:
-    """Against Hugging Face's trainer, and with two processes."""
+    """Show training beside Hugging Face's trainer, and counting with two processes."""
     versus, counting = result["versus"], result["counting"]
-    return "\n".join(
+    size = f"{versus['bytes'] / 1e6:.0f} MB to {versus['vocab_size']:,} tokens, one thread"
+    names = ("ours", "tokenizers")
+    trained = [[name, _seconds(versus[name]), f"{versus[f'{name}_memory_mb']:.0f} MB"] for name in names]
+    counted = [["one process", _seconds(counting["one"])], ["two processes", _seconds(counting["two"])]]
+    return "\n\n".join(
         [
-            f"| {versus['bytes'] / 1e6:.0f} MB to {versus['vocab_size']:,} tokens, one thread | seconds | memory |",
-            "| --- | ---: | ---: |",
-            f"| ours | {_seconds(versus['ours'])} | {versus['ours_memory_mb']:.0f} MB |",
-            f"| tokenizers | {_seconds(versus['tokenizers'])} | {versus['tokenizers_memory_mb']:.0f} MB |",
-            "",
-            f"| counting {counting['pieces']:,} pieces | seconds |",
-            "| --- | ---: |",
-            f"| one process | {_seconds(counting['one'])} |",
-            f"| two processes | {_seconds(counting['two'])} |",
+            markdown_table([size, "seconds:", "memory:"], trained),
+            markdown_table([f"counting {counting['pieces']:,} pieces", "seconds:"], counted),
         ]
     )
 
@@ -106,38 +92,16 @@ def _with_deviation(spread: Row, scale: float, unit: str) -> str:
 
 def draw_all(results: Path, figures: Path) -> None:
     """Write one SVG for each part that has been measured, `batch` excepted."""
-    stored = load(results)
-    if "encoding" in stored:
-        draw_encoding(stored["encoding"], figures / "encoding.svg")
-    if "steps" in stored:
-        draw_steps(stored["steps"], figures / "steps.svg")
-    if "training" in stored:
-        draw_training(stored["training"], figures / "training.svg")
-
-
-def draw_encoding(result: Row, path: Path) -> None:
-    """`plot_encoding` as a file."""
-    with figure(2, figsize=(10, 3.8), sharey=True) as (drawing, axes):
-        plot_encoding(axes, result)
-        save_svg(drawing, path)
-
-
-def draw_steps(result: Row, path: Path) -> None:
-    """`plot_steps` as a file."""
-    with figure(2, figsize=(10, 2.8)) as (drawing, axes):
-        plot_steps(axes, result)
-        save_svg(drawing, path)
-
-
-def draw_training(result: Row, path: Path) -> None:
-    """`plot_training` as a file."""
-    with figure(2, figsize=(10, 3.4)) as (drawing, axes):
-        plot_training(axes, result)
-        save_svg(drawing, path)
+    plots = {
+        "encoding": (plot_encoding, {"columns": 2, "figsize": (10, 3.8), "sharey": True}),
+        "steps": (plot_steps, {"columns": 2, "figsize": (10, 2.8)}),
+        "training": (plot_training, {"columns": 2, "figsize": (10, 3.4)}),
+    }
+    draw_each(results, figures, plots)
 
 
 def plot_encoding(axes: Any, result: Row) -> None:
-    """Tokens a second of each contender, cold and warm, on each text, with GPT-2's and GPT-4's ids.
+    """Plot tokens per second of each contender, cold and warm, on each text, with GPT-2's and GPT-4's ids.
 
     Args:
         axes: two, side by side, that share their y axis.
@@ -157,14 +121,14 @@ def plot_encoding(axes: Any, result: Row) -> None:
         axis.set_xticks(range(len(texts)), texts)
         axis.set_title(f"{TITLES[encoding]}'s ids")
         axis.grid(visible=False, axis="x")
-    axes[0].set_ylabel("million tokens a second")
+    axes[0].set_ylabel("million tokens per second")
     for name, color in CONTENDER_COLORS.items():
         axes[1].bar(0, 0, color=color, label=name)
     axes[1].legend(title="full: cold, pale: warm", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def plot_steps(axes: Any, result: Row) -> None:
-    """How many times as fast as the textbook each optimisation makes encoding, on the left axis, and training."""
+    """Plot how many times as fast each optimisation makes encoding, on the first of two axes, and training."""
     for axis, what in zip(axes, ("encoding", "training"), strict=True):
         rows = [row for row in result["rows"] if row["what"] == what]
         names, times = [row["step"] for row in rows], [row["times_the_textbook"] for row in rows]
@@ -177,7 +141,7 @@ def plot_steps(axes: Any, result: Row) -> None:
 
 
 def plot_training(axes: Any, result: Row) -> None:
-    """Training time against the size of the text and of the vocabulary, on log axes, with the fitted power."""
+    """Plot training time against the size of the text and of the vocabulary, on log axes, with the fitted power."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     for axis, key, label in zip(axes, ("by_size", "by_vocab"), ("bytes of text", "vocabulary"), strict=True):

@@ -1,0 +1,1 @@
+"""What this chapter claims about the demo, measured: `python -m pretraining.benchmark`."""

@@ -1,0 +1,122 @@
+"""Measure what this chapter claims, and store it in `results/` with hardware, versions and commit.
+
+    python -m pretraining.benchmark                  # all of it: about half an hour on two idle cores
+
+Each measurement is a process of its own, on an otherwise idle machine. The notebook and the README draw
+and quote the stored results; a test compares the numbers.
+"""
+
+import functools
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gpt_model import GPT
+from gpt_model.run_directory import load_tokenizer
+from pretraining import demo, simple
+from pretraining.benchmark.speed import measure_speed
+from pretraining.config import Config as TrainingConfig
+from pretraining.evaluate import read_split, score
+from pretraining.metrics import read_metrics
+from utils.hardware import describe
+from utils.measuring import measure_parts
+from utils.outputs import check_writable
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).parent.parent / "results"
+SEEDS = (0, 1, 2)
+OPTIMIZER_STEPS = 300
+
+# the demo, and the demo with one thing changed
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "Muon, AdamW for the rest": {},
+    "AdamW, learning rate 0.0005": {"optimizer": "adamw", "lr": 5e-4},
+    "AdamW, learning rate 0.001": {"optimizer": "adamw", "lr": 1e-3},
+    "AdamW, learning rate 0.002": {"optimizer": "adamw", "lr": 2e-3},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure the demo: its result for three seeds, what makes it fast, and what Muon brings."""
+
+    part: Literal["all", "demo", "speed", "optimizers"] = "all"
+    """demo: three whole runs of `make demo`. speed: tokens per second with one thing changed at a time.
+    optimizers: bits per byte after equally many steps."""
+    results: Path = RESULTS
+    """Where the measurements are stored."""
+
+
+def main(config: Config) -> None:
+    """Measure the parts asked for, and store them.
+
+    Raises:
+        InputError: if results cannot be stored.
+    """
+    check_writable(config.results, "--results")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = {
+            "demo": functools.partial(measure_demo, folder),
+            "speed": lambda: measure_speed(_prepared(folder / "speed").data),
+            "optimizers": functools.partial(measure_optimizers, folder / "optimizers"),
+        }
+        wanted = {part: measure for part, measure in parts.items() if config.part in (part, "all")}
+        measure_parts(wanted, config.results, {"machine": describe()})
+
+
+def measure_demo(folder: Path) -> dict[str, Any]:
+    """Make three demos from nothing, each as a user would start it; wall time includes everything."""
+    runs = []
+    for seed in SEEDS:
+        out = folder / f"seed-{seed}"
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "pretraining.demo", "--out", str(out), "--seed", str(seed)]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        seconds = time.perf_counter() - started
+        result = json.loads((out / "results.json").read_bytes())
+        del result["machine"]
+        runs.append({**result, "demo_seconds": round(seconds, 1), "metrics": read_metrics(out)})
+        log.info("seed %s: %.4f bits per byte in %.0f s", seed, result["bits_per_byte"], seconds)
+    values = [run["bits_per_byte"] for run in runs]
+    return {"bits_per_byte_mean": statistics.mean(values), "bits_per_byte_worst": max(values), "runs": runs}
+
+
+def measure_optimizers(folder: Path) -> dict[str, Any]:
+    """Measure bits per byte after equally many steps.
+
+    Raises:
+        KeyboardInterrupt: if a training was asked to stop: half a measurement is none.
+    """
+    training = _prepared(folder)
+    rows = {}
+    for name, changes in OPTIMIZERS.items():
+        config = replace(training, out=folder / name, steps=OPTIMIZER_STEPS, snapshot_every=None, **changes)
+        if not simple.main(config):
+            raise KeyboardInterrupt
+        result = score(GPT.from_run(config.out), load_tokenizer(config.out), read_split(config.data, "val"))
+        rows[name] = {"bits_per_byte": result.bits_per_byte, "validation_loss": result.loss}
+        log.info("%s: %.4f bits per byte", name, result.bits_per_byte)
+    return {"steps": OPTIMIZER_STEPS, "rows": rows}
+
+
+def _prepared(folder: Path) -> TrainingConfig:
+    """Make the demo's tokenizer and data in a folder, and return its training settings with them."""
+    tokenizer, data = folder / "tokenizer.json", folder / "data"
+    demo.train_tokenizer.main(replace(demo.train_tokenizer.PRESETS["demo"], out=tokenizer))
+    demo.prepare.main(replace(demo.prepare.PRESETS["demo"], tokenizer=tokenizer, out=data))
+    return replace(simple.PRESETS["demo"], data=data, out=folder / "run")
+
+
+if __name__ == "__main__":
+    from utils.command_line import run
+
+    run(main, Config)
