@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from utils.files import InputError
 from utils.ranges import Count, Range, Seed, Share, check_ranges
 
-# A size beyond these is a slip of the finger; memory.py refuses what this machine cannot hold.
+# A size beyond these is a slip of the finger; least_memory.py refuses what this machine cannot hold.
 Size = Annotated[int, Range(1, 2**20)]
 Steps = Annotated[int, Range(1, 10**9)]
 Rate = Annotated[float, Range(0, 10, open_below=True)]

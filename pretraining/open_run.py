@@ -14,7 +14,7 @@ from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining.checkpoint import CHECKPOINT_FILES, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
-from pretraining.memory import check_memory
+from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, check_writable, delete_ours

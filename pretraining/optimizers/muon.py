@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
             weight.sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
 
     def _momentum(self, weight: Tensor, beta: float) -> Tensor:
-        """Fold the gradient into its running mean; return it as the same gradient once more would make it (Nesterov)."""
+        """Fold the gradient into its running mean; return it as one more such gradient would make it (Nesterov)."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)

@@ -18,7 +18,7 @@ import torch
 from gpt_model import GPT
 from gpt_model.costs import training_memory
 from pretraining import simple
-from pretraining.memory import least_memory
+from pretraining.least_memory import least_memory
 from pretraining.metrics import read_metrics
 from pretraining.open_run import open_run
 from tests.tiny_run import other_tokenizer, tiny
