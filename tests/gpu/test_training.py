@@ -16,6 +16,7 @@ from pretraining.metrics import read_metrics
 from pretraining.open_run import open_run
 from pretraining.optimizers import Muon, make_optimizers
 from tests.tiny_run import tiny
+from utils.files import InputError
 from utils.peaks import peak_memory
 
 Say = Callable[[str], None]
@@ -146,6 +147,28 @@ def test_a_whole_run_is_stopped_and_goes_on(data: Path, tmp_path: Path, monkeypa
     losses = [line["val_loss"] for line in read_metrics(tmp_path / "run") if "val_loss" in line]
     assert losses[-1] < losses[0] < math.log(512) + 0.1
     assert GPT.from_run(tmp_path / "run").token_embedding.weight.device.type == "cpu"
+
+
+def test_a_run_moves_to_the_cpu_and_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights and moments go along; where the run is now is said and stored; without a GPU a way on is named."""
+    run = tmp_path / "run"
+    trainer = make_trainer(data, run)
+    trainer.step()
+    trainer.save()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(
+            InputError, match="was trained on cuda, which this machine does not have: give --device cpu"
+        ):
+            simple.main(tiny(data, run, **{**BFLOAT16, "device": "auto"}))
+        assert simple.main(tiny(data, run, **{**BFLOAT16, "device": "cpu"}))
+    assert "was trained on cuda and goes on with cpu" in caplog.text
+    assert simple.main(tiny(data, run, **BFLOAT16, steps=24))
+    assert "was trained on cpu and goes on with cuda" in caplog.text
+    assert open_run(tiny(data, run, **{**BFLOAT16, "device": "auto"}, steps=24))[0].device == "cuda"
+    assert [line["step"] for line in read_metrics(run)] == [5, 10, 12, 15, 20, 24]
 
 
 @pytest.mark.parametrize("attention", ["mha", "swa"])
