@@ -1,51 +1,27 @@
 """Every number that a script takes has a range, and is checked before anything is done: never a traceback."""
 
-import ast
 import dataclasses
-import importlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from utils import command_line
+from tests.scripts import SCRIPTS, call_with, find_script
 from utils.ranges import Range, range_of
 
-ROOT = Path(__file__).parent.parent
-STARTS = "from utils.command_line import run"
-SCRIPTS = sorted(
-    path.relative_to(ROOT)
-    for path in ROOT.glob("[a-z]*/**/*.py")
-    if path.relative_to(ROOT).parts[0] != "tests" and STARTS in path.read_text(encoding="utf-8")
-)
 NOT_YET = {  # still without ranges
-    "gpt_model/generate.py",
-    "working_with_text_data/prepare.py",
-    "working_with_text_data/train_tokenizer.py",
+    "gpt_model.generate",
+    "working_with_text_data.prepare",
+    "working_with_text_data.train_tokenizer",
 }
-VALUES = ("0", "-1", "nan", "inf", "-inf", str(2**64), str(10**12), "1e308")
+VALUES = ("0", "-1", "nan", "inf", str(2**64), str(10**12), "1e308")
 
 
 def types_in(annotation: Any) -> set[Any]:
     """All types that an annotation is made of: those of `tuple[int, ...] | None` are tuple, int and None's."""
     inside = get_args(annotation)
     return {annotation} if not inside else set().union(*map(types_in, inside))
-
-
-def command(path: Path) -> tuple[ModuleType, type, Mapping[str, Any]]:
-    """The module of a script, its configuration and its presets, as it gives them to the command line."""
-    module = importlib.import_module(".".join(path.with_suffix("").parts))
-    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if is_start(node)]
-    assert len(calls) == 1
-    config_class, *presets = (getattr(module, argument.id) for argument in calls[0].args[1:])
-    return module, config_class, presets[0] if presets else {}
-
-
-def is_start(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
 
 
 def numbers(config_class: type) -> Iterator[tuple[str, Any]]:
@@ -70,32 +46,27 @@ def is_in(range_: Range, value: str, annotation: Any) -> bool:
         return False
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+@pytest.mark.parametrize("script_name", SCRIPTS)
 def test_every_number_has_a_range_that_is_checked_first(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if str(path) in NOT_YET:
+    if script_name in NOT_YET:
         pytest.skip("has no ranges yet")
-    module, config_class, presets = command(path)
+    configs: list[Any] = []
+    script = find_script(script_name)._replace(main=configs.append)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name=module.__name__))
-    for name, annotation in numbers(config_class):
+    for name, annotation in numbers(script.config_class):
         range_ = range_of(annotation)
-        if tuple not in types_in(annotation) and list not in types_in(annotation):
+        if not types_in(annotation) & {tuple, list}:
             assert range_ is not None, f"{name} has no range: say Annotated[int, Range(...)], and call check_ranges"
         for value in VALUES:
-            configs: list[Any] = []
+            configs.clear()
             flag = f"--{name.replace('_', '-')}"
-            monkeypatch.setattr(sys, "argv", [path.name, *required(config_class), f"{flag}={value}"])
-            try:
-                command_line.run(configs.append, config_class, presets)
-                message = ""
-            except SystemExit as end:
-                message = end.code if isinstance(end.code, str) else capsys.readouterr().err
-            assert bool(configs) == (not message), (flag, value)
-            if configs and range_ is not None:
-                assert is_in(range_, value, annotation), f"{flag}={value} was accepted, but is not {range_}"
-            if message and range_ is not None and not is_in(range_, value, annotation):
+            end = call_with(script, script_name, *required(script.config_class), f"{flag}={value}")
+            message = end if isinstance(end, str) else capsys.readouterr().err
+            assert bool(configs) == (end is None), (flag, value)
+            if range_ is not None and not is_in(range_, value, annotation):
+                assert end is not None, f"{flag}={value} was accepted, but is not {range_}"
                 assert name in message or flag in message, message
             assert not message.startswith("error: ") or "\n" not in message
     assert not list(tmp_path.iterdir())
