@@ -1,4 +1,4 @@
-"""What a trainer writes, damaged 200 times: refused in one line or passed over; with a sound checkpoint, a run goes on."""
+"""What a trainer writes, damaged 200 times: one line, or a run that goes on from what is sound."""
 
 import json
 import shutil
