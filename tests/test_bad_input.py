@@ -1,7 +1,6 @@
-"""What a user gets wrong, through the command line: one line that names it, and nothing saved is lost."""
+"""What a user gets wrong, through the real command line: one line that names it, and nothing saved is lost."""
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts import call
+from tests.commands import run
 from utils.files import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -22,25 +21,14 @@ TINY = [
 ]  # fmt: skip
 
 
-def error(name: str, *arguments: object) -> str:
-    """The one line of a command that must fail."""
-    line = call(name, *arguments)
-    assert isinstance(line, str)
-    assert line.startswith("error: ")
-    assert "\n" not in line
-    return line
-
-
-def error_within(limit: int, *arguments: object) -> str:
-    """The one line of a command whose files the kernel lets grow no further than some bytes."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+def error(module: str, *arguments: object, file_size: int | None = None) -> str:
+    """Return the one line of a command that must fail."""
+    result = run(module, *arguments, file_size=file_size)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
-    return result.stderr.replace("\r", "\n").strip().splitlines()[-1]
+    line = result.stderr.replace("\r", "\n").strip().splitlines()[-1]
+    assert line.startswith("error: "), result.stderr
+    return line
 
 
 def contents(folder: Path) -> dict[Path, str]:
@@ -79,7 +67,10 @@ def test_a_vocabulary_below_the_bytes(tmp_path: Path) -> None:
 
 def test_text_shorter_than_one_block(data: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("only a few words\n")
-    assert not call(PREPARE, "--text", tmp_path / "a.txt", "--tokenizer", data / "bpe.json", "--out", tmp_path / "d")
+    assert (
+        run(PREPARE, "--text", tmp_path / "a.txt", "--tokenizer", data / "bpe.json", "--out", tmp_path / "d").returncode
+        == 0
+    )
     line = error(TRAIN, "--data", tmp_path / "d", "--out", tmp_path / "run", *TINY)
     assert "fewer than the 33 of one block: give more text, or a shorter context" in line
     assert not (tmp_path / "run").exists()
@@ -119,37 +110,36 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 30_000, 80_000])
-def test_a_write_that_fails_midway(data: Path, finished_run: Path, tmp_path: Path, size: int) -> None:
+def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> None:
     """No mock: the kernel refuses to let any file grow past the limit."""
     text = ROOT / "working_with_text_data" / "corpus" / "persuasion.txt"
-    line = error_within(size, PREPARE, "--text", text, "--tokenizer", data / "bpe.json", "--out", tmp_path / "d")
-    assert line.startswith("error: ")
+    line = error(PREPARE, "--text", text, "--tokenizer", data / "bpe.json", "--out", tmp_path / "d", file_size=size)
     assert line.endswith("File too large")
     assert not list(tmp_path.iterdir())
-    shutil.copytree(finished_run, tmp_path / "run")
+    assert run(TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 12, "--d-model", 16).returncode == 0
     before = contents(tmp_path / "run" / "train_state")
-    longer = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14]  # two more are to be saved
-    line = error_within(size, *longer)
+    command = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14, "--d-model", 16]
+    line = error(*command, file_size=size)
     # torch's writer of the training state does not say why
     assert "File too large" in line or "the disk took only a part of the file" in line
     assert contents(tmp_path / "run" / "train_state") == before
-    assert not call(GENERATE, "--run", tmp_path / "run", "--max-new-tokens", 3)
-    assert not call(*longer)  # with room again, it goes on
+    assert run(GENERATE, "--run", tmp_path / "run", "--max-new-tokens", 3).returncode == 0
+    assert run(*command).returncode == 0  # with room again, it goes on
 
 
-def test_presets_and_help_read_like_documentation(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(TRAIN, "--help") == 0
-    shown = capsys.readouterr().out
-    assert "Pretrain a GPT on one device." in shown
-    assert "Presets, as first argument: demo." in shown
-    assert "Peak learning rate of Muon." in shown
-    assert call(TRAIN, "demo", "--help") == 0
-    assert "(default: 1000)" in capsys.readouterr().out
+def test_presets_and_help_read_like_documentation() -> None:
+    result = run(TRAIN, "--help")
+    assert "Pretrain a GPT on one device." in result.stdout
+    assert "Presets, as first argument: demo." in result.stdout
+    assert "Peak learning rate of Muon." in result.stdout
+    assert "(default: 1000)" in run(TRAIN, "demo", "--help").stdout
 
 
-def test_an_unknown_option_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(TRAIN, "demo", "--stepz", 3) == 2
-    assert "--stepz" in capsys.readouterr().err
+def test_an_unknown_option_is_named() -> None:
+    result = run(TRAIN, "demo", "--stepz", 3)
+    assert result.returncode == 2
+    assert "--stepz" in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
 
 
 def test_debugging_shows_where(tmp_path: Path) -> None:

@@ -1,19 +1,29 @@
 """Every number that a script takes has a range, and is checked before anything is done: never a traceback."""
 
+import ast
 import dataclasses
-from collections.abc import Iterator
+import importlib
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import ModuleType, SimpleNamespace
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
-from tests.scripts import SCRIPTS, call_with, find_script
+from utils import command_line
 from utils.ranges import Range, range_of
 
+ROOT = Path(__file__).parent.parent
+STARTS = "from utils.command_line import run"
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.glob("[a-z]*/**/*.py")
+    if path.relative_to(ROOT).parts[0] != "tests" and STARTS in path.read_text(encoding="utf-8")
+)
 NOT_YET = {  # still without ranges
-    "gpt_model.generate",
-    "working_with_text_data.prepare",
-    "working_with_text_data.train_tokenizer",
+    "working_with_text_data/prepare.py",
+    "working_with_text_data/train_tokenizer.py",
 }
 VALUES = ("0", "-1", "nan", "inf", str(2**64), str(10**12), "1e308")
 
@@ -22,6 +32,27 @@ def types_in(annotation: Any) -> set[Any]:
     """All types that an annotation is made of: those of `tuple[int, ...] | None` are tuple, int and None's."""
     inside = get_args(annotation)
     return {annotation} if not inside else set().union(*map(types_in, inside))
+
+
+def holds_several(annotation: Any) -> bool:
+    """Whether a value is a container of numbers, whose elements are checked elsewhere."""
+    origin = get_origin(annotation)
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        return True
+    return any(map(holds_several, get_args(annotation)))
+
+
+def command(path: Path) -> tuple[ModuleType, type, Mapping[str, Any]]:
+    """The module of a script, its configuration and its presets, as it gives them to the command line."""
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if is_start(node)]
+    assert len(calls) == 1
+    config_class, *presets = (getattr(module, argument.id) for argument in calls[0].args[1:])
+    return module, config_class, presets[0] if presets else {}
+
+
+def is_start(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
 
 
 def numbers(config_class: type) -> Iterator[tuple[str, Any]]:
@@ -46,27 +77,32 @@ def is_in(range_: Range, value: str, annotation: Any) -> bool:
         return False
 
 
-@pytest.mark.parametrize("script_name", SCRIPTS)
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
 def test_every_number_has_a_range_that_is_checked_first(
-    script_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if script_name in NOT_YET:
+    if str(path) in NOT_YET:
         pytest.skip("has no ranges yet")
-    configs: list[Any] = []
-    script = find_script(script_name)._replace(main=configs.append)
+    module, config_class, presets = command(path)
     monkeypatch.chdir(tmp_path)
-    for name, annotation in numbers(script.config_class):
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name=module.__name__))
+    for name, annotation in numbers(config_class):
         range_ = range_of(annotation)
-        if not types_in(annotation) & {tuple, list}:
+        if not holds_several(annotation):
             assert range_ is not None, f"{name} has no range: say Annotated[int, Range(...)], and call check_ranges"
         for value in VALUES:
-            configs.clear()
+            configs: list[Any] = []
             flag = f"--{name.replace('_', '-')}"
-            end = call_with(script, script_name, *required(script.config_class), f"{flag}={value}")
-            message = end if isinstance(end, str) else capsys.readouterr().err
-            assert bool(configs) == (end is None), (flag, value)
-            if range_ is not None and not is_in(range_, value, annotation):
-                assert end is not None, f"{flag}={value} was accepted, but is not {range_}"
+            monkeypatch.setattr(sys, "argv", [path.name, *required(config_class), f"{flag}={value}"])
+            try:
+                command_line.run(configs.append, config_class, presets)
+                message = ""
+            except SystemExit as end:
+                message = end.code if isinstance(end.code, str) else capsys.readouterr().err
+            assert bool(configs) == (not message), (flag, value)
+            if configs and range_ is not None:
+                assert is_in(range_, value, annotation), f"{flag}={value} was accepted, but is not {range_}"
+            if message and range_ is not None and not is_in(range_, value, annotation):
                 assert name in message or flag in message, message
             assert not message.startswith("error: ") or "\n" not in message
     assert not list(tmp_path.iterdir())
