@@ -118,8 +118,6 @@ def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> Non
     assert not list(tmp_path.iterdir())
     assert run(TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 12, "--d-model", 16).returncode == 0
     before = contents(tmp_path / "run" / "train_state")
-    config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace('"steps": 12', '"steps": 14'))  # two more steps are to be saved
     command = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14, "--d-model", 16]
     line = error(*command, file_size=size)
     # torch's writer of the training state does not say why
