@@ -75,7 +75,7 @@ def test_a_compiled_step_makes_its_block_masks_anew(name: str, recorded: bool) -
     model = make(name, kernel="flex")
     decoder = FastDecoder(model, "float32")
     decoder._recorded = recorded
-    decoder._step = torch.compile(decoder._one_token, backend="eager", dynamic=not recorded)
+    decoder._step = torch.compile(decoder._one_token, backend="eager", dynamic=not recorded, fullgraph=True)
     ids_BT = torch.randint(500, (1, 24))
     torch.testing.assert_close(step_by_step(decoder, ids_BT), model(ids_BT)[0], rtol=0, atol=2e-6)
 
