@@ -1,5 +1,8 @@
 """Attention: who looks at whom (`Mask`), how it is computed (`attend`), what is remembered (`KVCache`)."""
 
+import utils.early_interrupt  # noqa: F401 - first, since what follows takes a second
+
+# isort: split
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kernels import KERNELS, attend, explain_kernel
 from attention_mechanisms.kv_cache import KVCache, LayerCache, RingCache
