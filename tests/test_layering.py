@@ -21,7 +21,8 @@ ORDER = [
 ]  # fmt: skip
 MODULES = [path for chapter in ORDER for path in sorted((ROOT / chapter).rglob("*.py"))]
 NOTEBOOKS = [path for chapter in ORDER for path in sorted((ROOT / chapter).rglob("[0-9]*.ipynb"))]
-MOST_LINES = 50  # of a function
+MOST_LINES_OF_A_MODULE = 400
+MOST_LINES_OF_A_FUNCTION = 50
 
 
 # What may break the rules, each with its reason; an exception that is no longer needed fails its test.
@@ -153,7 +154,7 @@ def test_modules_form_no_circle() -> None:
 def test_modules_are_short_say_what_they_are_and_shadow_nothing(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= MOST_LINES_OF_A_MODULE
     if path.name != "__init__.py":
         assert ast.get_docstring(tree), "a module opens with a docstring"
         # notebooks run inside their folder, where such a name would hide the standard library's module
@@ -164,9 +165,19 @@ def test_functions_are_short() -> None:
     long = set()
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_LINES:
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION:
                 long.add(f"{path.relative_to(ROOT).as_posix()}: {node.name}")
-    assert long == LONG_FUNCTIONS.keys(), f"a function of more than {MOST_LINES} lines has two ideas in it"
+    assert long == LONG_FUNCTIONS.keys(), (
+        f"more than {MOST_LINES_OF_A_FUNCTION} lines hold two ideas"
+    )
+
+
+def test_people_are_told_the_rules() -> None:
+    told = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert f"A module has at most {MOST_LINES_OF_A_MODULE} lines" in told
+    assert f"A function has at most {MOST_LINES_OF_A_FUNCTION} lines" in told
+    there = [chapter for chapter in ORDER if (ROOT / chapter).exists()]
+    assert f"order of chapters** is {', '.join(f'`{chapter}`' for chapter in there)}." in told
 
 
 def test_every_package_is_installed() -> None:

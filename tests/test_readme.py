@@ -172,9 +172,9 @@ def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> No
 
 
 def test_links_lead_somewhere() -> None:
-    for folder in CHAPTERS:
-        for target in re.findall(r"\]\((?!http|#)([^)]+)\)", (folder / "README.md").read_text(encoding="utf-8")):
-            assert (folder / target).exists(), f"{folder.name}/README.md: {target}"
+    for page in (ROOT / "CONTRIBUTING.md", *(folder / "README.md" for folder in CHAPTERS)):
+        for target in re.findall(r"\]\((?!http|#)([^)]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -257,6 +257,6 @@ def test_a_fresh_clone_without_make(clone: Path) -> None:
 if __name__ == "__main__":
     for passage in (
         summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage, attention_passage,
-        variants_passage,
+        variants_passage, model_passage,
     ):  # fmt: skip
         print(passage(), end="\n\n")
