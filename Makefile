@@ -34,9 +34,11 @@ lint: $(DEV)  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# What a cell prints is stored in as many parts as it came in; the second command joins them, so that pages compare.
+PAGES := */[0-9]*.ipynb */solutions/[0-9]*.ipynb
 notebooks: $(NOTEBOOKS)  ## execute every notebook and store its outputs
-	$(BIN)/jupyter nbconvert --to notebook --inplace --execute \
-		--ExecutePreprocessor.record_timing=False --coalesce-streams */[0-9]*.ipynb */solutions/[0-9]*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False $(PAGES)
+	$(BIN)/jupyter nbconvert --coalesce-streams $(PAGES)
 
 notebook: $(NOTEBOOKS)  ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab

@@ -82,6 +82,7 @@ class MultiHeadLatentAttention(nn.Module):
         self.latent_dim, self.rope_dim = latent_dim, rope_dim
         self.dropout, self.kernel, self.form = dropout, kernel, form
         query_dim = n_heads * (self.head_dim + rope_dim)
+        self.direct_queries = query_latent_dim is None
         if query_latent_dim is None:
             self.query = nn.Linear(d_model, query_dim, bias=bias)
         else:
@@ -124,8 +125,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def project(self, x_BTC: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, H, T, D + D_r) and what is remembered, (B, 1, T, R + D_r), both rotated."""
-        direct = hasattr(self, "query")
-        q_BTX = self.query(x_BTC) if direct else self.query_up(self.query_norm(self.query_down(x_BTC)))
+        q_BTX = self.query(x_BTC) if self.direct_queries else self.query_up(self.query_norm(self.query_down(x_BTC)))
         q_BHTX = q_BTX.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         latent_BTR, rotary_BTP = self.down(x_BTC).split([self.latent_dim, self.rope_dim], dim=-1)
         latent_BTR = self.latent_norm(latent_BTR)

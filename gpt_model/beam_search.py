@@ -31,7 +31,7 @@ def beam_search(
     length_penalty: float = 1.0,
     end_token: int | None = None,
 ) -> list[tuple[list[int], float]]:
-    """The best continuations of `ids` that were found, at most n_beams, best first: new tokens, and score.
+    """Return the best continuations of `ids` that were found, at most n_beams, best first: new tokens, and score.
 
     A score is the sum of the new tokens' log probabilities over their number to the power of length_penalty.
     The search goes on until no beam can become better than the worst of n_beams texts that have ended.
@@ -46,11 +46,12 @@ def beam_search(
 
     Raises:
         InputError: for an empty prompt, a number out of range, more tokens than the context holds, or scores
-            that are no numbers.
+            that are not finite.
     """
     _check(model, ids, n_beams, max_new_tokens, length_penalty, end_token)
-    device, V = device_of(model), model.config.vocab_size
-    cache = model.new_cache(n_beams, len(ids) + max_new_tokens)
+    device = device_of(model)
+    V = model.config.vocab_size
+    cache = model.new_cache(n_beams, len(ids) + max_new_tokens - 1)  # the last new token is never read
     # the prompt is read once; all rows go on from it, and all but the first are dead until they get a beam
     logits_B1V, _ = model(torch.tensor([list(ids)], device=device), mask=None, cache=cache.rows(0, 1), last_only=True)
     cache.reorder([0] * n_beams)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -16,8 +16,14 @@ from attention_mechanisms import (
     SlidingWindowAttention,
 )
 from utils.files import InputError
+from utils.ranges import Range, Share, check_ranges
 
 ATTENTION = ("mha", "gqa", "mla", "swa")
+
+# Far above what anybody trains, and low enough that a damaged config.json is refused before anything is built.
+Width = Annotated[int, Range(1, 2**16)]
+Tokens = Annotated[int, Range(1, 2**24)]
+Number = Annotated[int, Range(1, 2**10)]
 
 
 @dataclass(frozen=True)
@@ -25,71 +31,64 @@ class GPTConfig:
     """The shape of a GPT.
 
     Raises:
-        InputError: if the numbers do not make a model; the message names the field.
+        InputError: if the values do not make a model; the message names the field.
     """
 
-    vocab_size: int = 50_257
+    vocab_size: Tokens = 50_257
     """Tokens in the vocabulary."""
-    context_length: int = 1024
+    context_length: Tokens = 1024
     """Most tokens the model can look at: the size of its table of positions."""
-    d_model: int = 768
+    d_model: Width = 768
     """Width: how many numbers describe a token on its way through the model."""
-    n_layers: int = 12
+    n_layers: Number = 12
     """Blocks of attention and feed-forward, one after the other."""
-    n_heads: int = 12
-    """Attention heads of a block; they share d_model evenly."""
+    n_heads: Number = 12
+    """Attention heads per block; they share d_model evenly."""
     attention: str = "mha"
     """mha, gqa (query heads share keys and values), mla (all heads share a latent) or swa (a sliding window)."""
-    n_kv_groups: int = 4
+    n_kv_groups: Number = 4
     """gqa: heads of keys and values; must divide n_heads."""
-    latent_dim: int = 192
+    latent_dim: Width = 192
     """mla: numbers remembered of each token, besides the rotary ones."""
-    query_latent_dim: int | None = None
+    query_latent_dim: Width | None = None
     """mla: make queries through a latent of this size too."""
     latent_norm: bool = True
     """mla: normalise latents."""
-    rope_dim: int = 32
+    rope_dim: Annotated[int, Range(0, 2**10)] = 32
     """mla with rope: rotary channels each head has more than d_model / n_heads; only these are rotated."""
-    window_size: int = 256
+    window_size: Tokens = 256
     """swa: tokens a token looks at, itself included."""
-    n_sinks: int = 0
+    n_sinks: Annotated[int, Range(0, 2**24)] = 0
     """swa: first tokens that are always seen."""
     position: str = "learned"
     """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""
     kernel: str = "auto"
     """How attention is computed: auto, manual, sdpa or flex. The result is the same."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Probability with which an activation is dropped in training."""
     bias: bool = True
     """Whether linear layers and norms add a learned offset, as GPT-2's do."""
-    vocab_multiple: int = 1
+    vocab_multiple: Annotated[int, Range(1, 2**16)] = 1
     """The token embedding gets rows up to a multiple of this, which GPUs like (64, 128); logits never show them."""
-    n_experts: int = 0
+    n_experts: Annotated[int, Range(0, 2**10)] = 0
     """Experts of a feed-forward layer; 0 is the ordinary layer, without a router."""
-    n_active_experts: int = 2
+    n_active_experts: Number = 2
     """Experts that each token visits."""
-    balance_loss: float = 0.01
+    balance_loss: Annotated[float, Range(0, 1000)] = 0.01
     """Weight, in the training loss, of the penalty on using experts unevenly."""
     checkpoint_activations: bool = False
     """Keep only what enters each block and compute the rest again in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "d_model", "n_layers", "n_heads"):
-            if not isinstance(value := getattr(self, name), int) or value < 1:
-                raise InputError(f"{name} must be a whole number from 1 on, got {value!r}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout must be at least 0 and below 1, got {self.dropout}")
+        check_ranges(self)
+        for name in ("latent_norm", "bias", "checkpoint_activations"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {value!r}")
         for name, known in (("kernel", KERNELS), ("attention", ATTENTION), ("position", ("learned", "rope"))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.vocab_multiple < 1:
-            raise InputError(f"vocab_multiple must be at least 1, got {self.vocab_multiple}")
-        if self.n_experts < 0:
-            raise InputError(f"n_experts must be at least 0, got {self.n_experts}")
-        if self.n_experts and not 1 <= self.n_active_experts <= self.n_experts:
+        if self.n_experts and self.n_active_experts > self.n_experts:
             raise InputError(f"n_active_experts must be from 1 to {self.n_experts}, got {self.n_active_experts}")
-        if self.balance_loss < 0:
-            raise InputError(f"balance_loss must be at least 0, got {self.balance_loss}")
         if self.attention == "mla" and self.position == "rope" and self.rope_dim < 2:
             raise InputError(f"rope_dim must be at least 2 for mla with rope, got {self.rope_dim}")
         try:
@@ -104,7 +103,7 @@ class GPTConfig:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     def attention_layer(self) -> nn.Module:
-        """A new attention layer of the kind that is asked for."""
+        """Return a new attention layer of the kind that is asked for."""
         rope = self.position == "rope"
         common: dict[str, Any] = {"dropout": self.dropout, "bias": self.bias, "kernel": self.kernel}
         match self.attention:
@@ -129,7 +128,7 @@ class GPTConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
-        """A model with a name: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny.
+        """Return a model with a name: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny.
 
         Args:
             name: which one.
@@ -144,10 +143,10 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """From the `model` entry of a run's config.json.
+        """Return the model that the `model` entry of a run's config.json describes.
 
         Raises:
-            InputError: if it has a field this class does not.
+            InputError: if it has a field that this class does not have, or the values do not make a model.
         """
         if unknown := set(values) - {field.name for field in fields(cls)}:
             raise InputError(f"the model's configuration has an unknown field {min(unknown)!r}")

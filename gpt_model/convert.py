@@ -13,9 +13,13 @@ from pathlib import Path
 from safetensors.torch import save
 
 from gpt_model import run_directory
+from gpt_model.config import Number, Width
 from gpt_model.gpt import GPT
 from gpt_model.smaller_cache import describe, to_gqa, to_mla
 from utils.files import InputError, write_atomically
+from utils.locks import alone
+from utils.outputs import check_writable
+from utils.ranges import Share, check_ranges
 from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -35,13 +39,16 @@ class Config:
     """The run directory of the model."""
     pretrained: str | None = None
     """Instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
-    n_kv_groups: int | None = None
+    n_kv_groups: Number | None = None
     """To GQA with so many heads of keys and values; must divide the number of heads."""
-    latent_dim: int | None = None
+    latent_dim: Width | None = None
     """To MLA with a latent of so many numbers."""
-    tolerated_error: float | None = None
+    tolerated_error: Share | None = None
     """To MLA, with the smallest latent that moves no layer's key/value projection by more than this share of its
     size. Each layer's own size is printed; a run has one, the largest."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: Config) -> None:
@@ -54,8 +61,7 @@ def main(config: Config) -> None:
     given = {name: value for name, value in wanted.items() if value is not None}
     if len(given) != 1:
         raise InputError(f"give one of --n-kv-groups, --latent-dim and --tolerated-error, got {len(given)} of them")
-    if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
-        raise InputError(f"{config.out} is there already: choose another --out, or delete it")
+    _check_free(config.out)
     model, tokenizer = run_directory.load(config.run, config.pretrained)
     if "n_kv_groups" in given:
         converted, report = to_gqa(model, given["n_kv_groups"])
@@ -64,8 +70,16 @@ def main(config: Config) -> None:
     log.info("%s", describe(report))
     if "tolerated_error" in given:
         converted, _ = to_mla(model, converted.config.latent_dim)
-    _write(config.out, converted, tokenizer, {"converted_from": str(config.run or config.pretrained), **given})
+    with alone(config.out, "writing"):
+        _check_free(config.out)  # still, although converting took a while
+        _write(config.out, converted, tokenizer, {"converted_from": str(config.run or config.pretrained), **given})
     log.info("-> %s", config.out)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} is there already: choose another --out, or delete it")
+    check_writable(out)
 
 
 def _write(out: Path, model: GPT, tokenizer: Tokenizer, training: dict[str, object]) -> None:

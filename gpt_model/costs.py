@@ -19,12 +19,15 @@ import torch
 
 from gpt_model.config import GPTConfig
 
-GROUPS, LATENTS, WINDOW = (16, 8, 4, 2), (1024, 512, 256, 128), 512
-FLOAT32, INT64 = 4, 8  # bytes
+GROUPS = (16, 8, 4, 2)
+LATENTS = (1024, 512, 256, 128)
+WINDOW = 512
+FLOAT32 = 4  # bytes
+INT64 = 8
 
 
 def variants(config: GPTConfig) -> dict[str, GPTConfig]:
-    """The same model with each kind of attention: MHA, GQA with 16, 8, 4 and 2 groups, MLA with R of 1024 to 128, SWA.
+    """Return the same model with each kind of attention: MHA; GQA, 16 to 2 groups; MLA, R of 1024 to 128; SWA.
 
     Groups must divide the heads, and be fewer. Where none of them does, as with the 25 heads of gpt2-xl, it is the
     most groups that do. Latents must remember less than keys and values do, and a window must hide something.
@@ -46,8 +49,9 @@ def variants(config: GPTConfig) -> dict[str, GPTConfig]:
 
 
 def parameters(config: GPTConfig) -> dict[str, int]:
-    """How many there are of each part; the output layer is the token embedding, and counts once."""
-    C, L, E, bias = config.d_model, config.n_layers, config.n_experts, config.bias
+    """Return the number of parameters of each part; the output layer is the token embedding, and counts once."""
+    C, L, E = config.d_model, config.n_layers, config.n_experts
+    bias = config.bias
     feed_forward = 4 * C * C + 4 * C * C + bias * (4 * C + C)
     return {
         "token embedding": config.padded_vocab_size * C,
@@ -59,23 +63,23 @@ def parameters(config: GPTConfig) -> dict[str, int]:
 
 
 def n_parameters(config: GPTConfig) -> int:
-    """Numbers that training changes."""
+    """Return how many numbers training changes."""
     return sum(parameters(config).values())
 
 
 def _heads(config: GPTConfig) -> tuple[int, int, int]:
-    """Query heads, key/value heads, channels of a head."""
+    """Return query heads, key/value heads, and channels per head."""
     groups = config.n_kv_groups if config.attention == "gqa" else config.n_heads
     return config.n_heads, groups, config.d_model // config.n_heads
 
 
 def _rotary(config: GPTConfig) -> int:
-    """Rotary channels that latent attention adds to each head."""
+    """Return the rotary channels that latent attention adds to each head."""
     return config.rope_dim if config.position == "rope" else 0
 
 
 def _attention_matrices(config: GPTConfig) -> int:
-    """Numbers in the matrices of one attention layer."""
+    """Return how many numbers are in the matrices of one attention layer."""
     C = config.d_model
     H, G, D = _heads(config)
     if config.attention != "mla":
@@ -86,7 +90,7 @@ def _attention_matrices(config: GPTConfig) -> int:
 
 
 def _attention_vectors(config: GPTConfig) -> int:
-    """Numbers in its biases, and in the norms of its latents."""
+    """Return how many numbers are in its biases, and in the norms of its latents."""
     C = config.d_model
     H, G, D = _heads(config)
     if config.attention != "mla":
@@ -96,7 +100,7 @@ def _attention_vectors(config: GPTConfig) -> int:
 
 
 def _block_matrices(config: GPTConfig, experts: int) -> int:
-    """Numbers in the matrices of one block, of which `experts` experts count, if it has any."""
+    """Return how many numbers are in the matrices of one block, of whose experts only `experts` count."""
     C, E = config.d_model, config.n_experts
     return _attention_matrices(config) + (experts * 8 * C * C + C * E if E else 8 * C * C)
 
@@ -105,7 +109,7 @@ def _block_matrices(config: GPTConfig, experts: int) -> int:
 
 
 def forward_flops(config: GPTConfig, batch: int, length: int, *, cached: int = 0, last_only: bool = False) -> int:
-    """Operations of `model(ids_BT, cache=cache, last_only=last_only)`.
+    """Return the operations of `model(ids_BT, cache=cache, last_only=last_only)`.
 
     Args:
         config: of the model.
@@ -120,7 +124,7 @@ def forward_flops(config: GPTConfig, batch: int, length: int, *, cached: int = 0
 
 
 def training_flops(config: GPTConfig, batch: int, length: int) -> int:
-    """Operations of a training step, forward and backward.
+    """Return the operations of a training step, forward and backward.
 
     Backward has two products for each one of forward: the gradient of either factor. With `checkpoint_activations`
     it computes each block again before, all but the last product, whose result no gradient needs (experts' are
@@ -134,14 +138,14 @@ def training_flops(config: GPTConfig, batch: int, length: int) -> int:
 
 
 def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float, length: int | None = None) -> float:
-    """Model FLOP utilisation: the share of a device's peak that training turns into operations the model needs.
+    """Return the model FLOP utilisation: the share of a device's peak that becomes operations the model needs.
 
     What is computed twice, to save memory, counts once.
 
     Args:
         config: of the model.
         tokens_per_second: speed of training.
-        peak_flops: operations a second, as in `find_device(name).flops_per_second` or `measured_peaks`.
+        peak_flops: operations per second, as in `find_device(name).flops_per_second` or `measured_peaks`.
         length: tokens of a row; by default the context.
     """
     length = config.context_length if length is None else length
@@ -162,7 +166,7 @@ def _block_flops(config: GPTConfig, B: int, T: int, cached: int) -> int:
 
 
 def _looked_at(config: GPTConfig, T: int, cached: int) -> int:
-    """Keys that are multiplied with each query, hidden ones included."""
+    """Return how many keys are multiplied with each query, hidden ones included."""
     if config.attention != "swa" or not cached:
         return cached + T
     ring = config.window_size + config.n_sinks
@@ -173,28 +177,28 @@ def _looked_at(config: GPTConfig, T: int, cached: int) -> int:
 
 
 def cache_bytes_per_token(config: GPTConfig, dtype: torch.dtype) -> int:
-    """What all layers remember of one token; a window remembers the last W tokens and the sinks only."""
+    """Return the bytes that all layers keep per token; a window keeps the last W tokens and the sinks only."""
     _, G, D = _heads(config)
     numbers = config.latent_dim + _rotary(config) if config.attention == "mla" else 2 * G * D
     return config.n_layers * numbers * dtype.itemsize
 
 
 def cache_bytes(config: GPTConfig, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Of `model.new_cache(batch, length)`. A ring has the same size for every length."""
+    """Return the bytes of `model.new_cache(batch, length)`. A ring has the same size for every length."""
     slots = config.window_size + config.n_sinks if config.attention == "swa" else length
     return batch * slots * cache_bytes_per_token(config, dtype)
 
 
 def weight_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
-    """Of the model's parameters."""
+    """Return the bytes of the model's parameters."""
     return n_parameters(config) * dtype.itemsize
 
 
 def decoding_bytes(config: GPTConfig, batch: int, length: int, dtype: torch.dtype) -> int:
-    """What must be read to write one more token for each of `batch` rows: all weights, but of the positions only
-    one row each, and what `length` tokens left in the cache.
+    """Return the bytes that are read to write one more token for each of `batch` rows.
 
-    The memory's bytes a second, divided by these, are the most steps a second.
+    These are all weights, but of the positions only one row each, and what `length` tokens left in the cache. The
+    memory's bytes per second, divided by them, are the most steps per second.
     """
     asked = min(config.n_experts, batch * config.n_active_experts)  # if each row asks other experts
     unasked = config.n_layers * (config.n_experts - asked) * 8 * config.d_model**2
@@ -214,6 +218,7 @@ class TrainingMemory:
     weights: int
     """In float32, which is what the trainers here keep, autocast or not."""
     gradients: int
+    """In float32 too."""
     optimizer: int
     """AdamW keeps two numbers for each parameter; Muon one for each in the matrices of the blocks."""
     bfloat16_copies: int
@@ -232,7 +237,7 @@ class TrainingMemory:
 def training_memory(
     config: GPTConfig, batch: int, length: int, *, autocast: bool = True, optimizer: str = "adamw"
 ) -> TrainingMemory:
-    """Of one training step without torch.compile, which needs somewhat less.
+    """Return the memory of one training step without torch.compile, which needs somewhat less.
 
     With a vocabulary much larger than the model is wide, as GPT-2's is, and more tokens than that, the worst moment
     is when all logits have their gradients.
@@ -244,7 +249,8 @@ def training_memory(
         autocast: whether products are computed in bfloat16.
         optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
     """
-    N, matrices = n_parameters(config), config.n_layers * _block_matrices(config, config.n_experts)
+    N = n_parameters(config)
+    matrices = config.n_layers * _block_matrices(config, config.n_experts)
     head = config.padded_vocab_size * config.d_model
     return TrainingMemory(
         weights=N * FLOAT32,
@@ -257,7 +263,7 @@ def training_memory(
 
 
 def activation_bytes(config: GPTConfig, batch: int, length: int, *, autocast: bool = True) -> int:
-    """What autograd keeps from forward to backward, weights and their copies not counted.
+    """Return the bytes that autograd keeps from forward to backward, weights and their copies not counted.
 
     Attention is taken to be a fused kernel's, which keeps no scores, unless the config says "manual". Masks of
     dropout are not counted.
@@ -277,15 +283,19 @@ def activation_bytes(config: GPTConfig, batch: int, length: int, *, autocast: bo
 
 
 def _head_activations(config: GPTConfig, autocast: bool) -> int:
-    """Bytes a token after the last block: what enters the norm, its mean and spread, what leaves it, all log
-    probabilities; and the token and its target."""
-    C, narrow = config.d_model, 2 if autocast else FLOAT32
+    """Return the bytes per token after the last block.
+
+    They hold what enters the norm, its mean and spread, what leaves it, all log probabilities, token and target.
+    """
+    C = config.d_model
+    narrow = 2 if autocast else FLOAT32
     return FLOAT32 * (C + 2) + narrow * C + FLOAT32 * config.vocab_size + 2 * INT64
 
 
 def _block_activations(config: GPTConfig, length: int, autocast: bool) -> int:
-    """Bytes a token: what enters each norm, with its mean and spread, and what enters each product."""
-    C, narrow = config.d_model, 2 if autocast else FLOAT32
+    """Return the bytes per token of a block: what enters each norm, its mean and spread, what enters each product."""
+    C = config.d_model
+    narrow = 2 if autocast else FLOAT32
     residual = FLOAT32 * 2 * (C + 2)
     feed_forward = narrow * (C + 4 * C + 4 * C)  # before expanding, before GELU, after
     if config.n_experts:  # of each expert that is asked, with its answer, plain and weighted; what enters the router
@@ -296,7 +306,7 @@ def _block_activations(config: GPTConfig, length: int, autocast: bool) -> int:
 
 
 def _attention_activations(config: GPTConfig, length: int, autocast: bool) -> int:
-    """Bytes a token between the first projections and the last: queries, keys, values, the output; and the scores."""
+    """Return the bytes per token between the first projections and the last: queries, keys, values, output, scores."""
     H, G, D = _heads(config)
     narrow = 2 if autocast else FLOAT32
     scores = H * FLOAT32  # the logarithm of each query's sum

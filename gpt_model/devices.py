@@ -1,4 +1,4 @@
-"""What some GPUs can do at most, from their makers' data sheets: memory, bytes a second, operations a second.
+"""What some GPUs can do at most, from their makers' data sheets: memory, bytes per second, operations per second.
 
 Operations are bfloat16 products on tensor cores with float32 sums, *dense*: data sheets like to print twice
 as many, which holds for matrices half of whose entries are zero. A CPU has no such number worth trusting;
@@ -24,7 +24,7 @@ class Device:
     memory: float
     """Bytes. A maker's GB of GPU memory are 2**30 bytes."""
     bytes_per_second: float
-    """Read from that memory."""
+    """How fast that memory is read."""
     flops_per_second: float
     """Dense products of bfloat16 numbers."""
 
@@ -44,7 +44,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device:
-    """The GPU called `name`: as in "h100", "RTX 4090", or as `torch.cuda.get_device_name()` has it.
+    """Return the GPU called `name`: as in "h100", "RTX 4090", or as `torch.cuda.get_device_name()` has it.
 
     Raises:
         InputError: if it is none of these: a GPU with a similar name may be half as fast.

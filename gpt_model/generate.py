@@ -4,7 +4,6 @@ python -m gpt_model.generate --run runs/demo --prompt "Emma was"
 python -m gpt_model.generate --pretrained gpt2 --prompt "Emma was" --top-p 0.9
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from gpt_model import run_directory
 from gpt_model.fast.decoder import FastDecoder, Precision
 from gpt_model.generation import TextGenerator
 from gpt_model.sampling import Sampling
+from utils.command_line import show
 from utils.hardware import pick_device
 
 
@@ -47,7 +47,7 @@ PRESETS = {"demo": Config(run=Path("runs/demo"), prompt="It is a truth universal
 
 
 def load(task: Task) -> TextGenerator:
-    """What writes with the model that was asked for.
+    """Return what writes with the model that was asked for.
 
     Raises:
         InputError: if it cannot be read, it is not said which, or there is no such device.
@@ -64,13 +64,12 @@ def main(config: Config) -> str:
         InputError: if the model cannot be read, or a sampling parameter is out of range.
     """
     stream = load(config).stream(config.prompt, config)
-    sys.stdout.write(config.prompt)
+    show(config.prompt)
     text = ""
     for piece in stream:
         text += piece
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+        show(piece)
+    show("\n")
     return text
 
 

@@ -14,14 +14,14 @@ import codecs
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from attention_mechanisms import KVCache, Mask
 from gpt_model.config import GPTConfig
-from gpt_model.sampling import Sampler, Sampling, check_tokens
+from gpt_model.sampling import Changes, Sampler, Sampling, check_tokens
 from utils.files import InputError
 from working_with_text_data.minbpe import Tokenizer
 
@@ -36,34 +36,37 @@ class LanguageModel(Protocol):
     config: GPTConfig
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
-        """An empty cache."""
+        """Return an empty cache."""
 
     def __call__(
         self, ids_BT: Tensor, *, mask: Mask | None, cache: KVCache, last_only: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V), or (B, 1, V) of the last position only; the tokens are appended to the cache."""
+        """Return logits (B, T, V), or (B, 1, V) of the last position only; the tokens are appended to the cache."""
 
 
 def device_of(model: LanguageModel) -> torch.device:
-    """Where the model computes: its `device` if it has one, else where its token embedding lies."""
+    """Return where the model computes: its `device` if it has one, else where its token embedding lies."""
     return model.device if hasattr(model, "device") else model.token_embedding.weight.device
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
     """Raise an InputError for a prompt without tokens, or with one that is not in the vocabulary."""
-    if not len(ids):  # an array has no truth of its own
+    if not len(ids):  # an array is neither true nor false
         raise InputError("the prompt has no tokens: begin with one, such as <|endoftext|>")
     check_tokens("the prompt's tokens", ids, vocab_size)
 
 
 def check_fits(n_ids: int, n_new: int, context: int) -> None:
-    """Raise an InputError if a prompt and what is to be written are more than a model can look at."""
-    if n_ids + n_new > context:
+    """Raise an InputError if a prompt and what is to be written are more than a model can look at.
+
+    The last new token is never read, so that one more fits than the context holds.
+    """
+    if n_ids + n_new > context + 1:
         raise InputError(f"the prompt's {n_ids} tokens and {n_new} new ones are more than the context of {context}")
 
 
 class StreamedText:
-    """Bytes in, text out, as early as it is certain: whole characters, and no part of a stop string.
+    """Turn bytes into text as early as it is certain: whole characters, and no part of a stop string.
 
     The text ends before the stop string that is complete first, wherever the boundaries of the tokens are; if
     two are complete at the same character, before the longer one.
@@ -73,18 +76,20 @@ class StreamedText:
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stop, self.ended = stop, False
+        self.stop = stop
+        self.ended = False
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""  # what may be the beginning of a stop string
 
     def add(self, data: bytes, *, final: bool = False) -> str:
-        """The text that these bytes make certain; with `final`, all there is. Nothing after the end."""
+        """Return the text that these bytes make certain; with `final`, all there is; after the end, nothing."""
         if self.ended:
             return ""
         text = self._held + self._decoder.decode(data, final=final)
         found = [(start + len(stop), start) for stop in self.stop if (start := text.find(stop)) >= 0]
         if found:
-            self.ended, self._held = True, ""
+            self.ended = True
+            self._held = ""
             return text[: min(found)[1]]
         self.ended = final
         n_held = 0 if final else max((self._overlap(text, stop) for stop in self.stop), default=0)
@@ -93,7 +98,7 @@ class StreamedText:
 
     @staticmethod
     def _overlap(text: str, stop: str) -> int:
-        """How many characters at the end of `text` are the beginning of `stop`."""
+        """Return how many characters at the end of `text` are the beginning of `stop`."""
         lengths = range(min(len(text), len(stop) - 1), 0, -1)
         return next((n for n in lengths if text.endswith(stop[:n])), 0)
 
@@ -105,18 +110,16 @@ class _Row:
     ids: list[int]  # what the model knows of it, and the token it is to read next
     ended: bool = False
 
-    def make_room(self, context: int) -> bool:
-        """Forget the older half if the context is full, and everything if nobody waits for more; whether it did."""
+    def make_room(self, context: int) -> None:
+        """Forget the older half of a full context; of a row that has ended, all but a token: nobody waits for more."""
         if self.ended:
             self.ids = self.ids[-1:]
         elif len(self.ids) > context:
             self.ids = self.ids[-max(1, context // 2) :]
-            return True
-        return False
 
 
 def _fill_up(rows: Sequence[_Row], device: torch.device) -> tuple[Tensor, Mask | None]:
-    """The rows' ids as one tensor, filled up on the left, and the mask that hides what fills them up."""
+    """Return the rows' ids as one tensor (B, T), filled up on the left, and the mask that hides what fills them up."""
     longest = max(len(row.ids) for row in rows)
     padding = tuple(longest - len(row.ids) for row in rows)
     ids_BT = torch.tensor([[0] * n + row.ids for n, row in zip(padding, rows, strict=True)], device=device)
@@ -138,15 +141,16 @@ class TextGenerator:
             )
         if isinstance(model, nn.Module) and model.training and model.config.dropout:
             raise InputError("the model is in training mode, in which dropout changes what it says: call model.eval()")
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self.end_of_text = tokenizer.special_tokens.get(END_OF_TEXT)
 
-    def generate(self, prompt: str, sampling: Sampling | None = None, **changes: Any) -> str:
-        """The continuation of `prompt`, without it. Arguments and errors as in `stream`."""
+    def generate(self, prompt: str, sampling: Sampling | None = None, **changes: Unpack[Changes]) -> str:
+        """Return the continuation of `prompt`, without it. Arguments and errors as in `stream`."""
         return "".join(self.stream(prompt, sampling, **changes))
 
-    def stream(self, prompt: str, sampling: Sampling | None = None, **changes: Any) -> Iterator[str]:
-        """The continuation of `prompt` as it comes, in pieces of whole characters.
+    def stream(self, prompt: str, sampling: Sampling | None = None, **changes: Unpack[Changes]) -> Iterator[str]:
+        """Yield the continuation of `prompt` as it comes, in pieces of whole characters.
 
         Args:
             prompt: what to continue; an empty one begins a new document.
@@ -159,17 +163,19 @@ class TextGenerator:
         """
         return (piece for _, piece in self.stream_batch([prompt], sampling, **changes))
 
-    def generate_batch(self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Any) -> list[str]:
-        """The continuation of each prompt. Arguments and errors as in `stream`."""
+    def generate_batch(
+        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Unpack[Changes]
+    ) -> list[str]:
+        """Return the continuation of each prompt. Arguments and errors as in `stream`."""
         texts = [""] * len(prompts)
         for row, piece in self.stream_batch(prompts, sampling, **changes):
             texts[row] += piece
         return texts
 
     def stream_batch(
-        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Any
+        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Unpack[Changes]
     ) -> Iterator[tuple[int, str]]:
-        """Continue several prompts at once: which one, and the next piece of its text, as they come.
+        """Continue several prompts at once; yield which one, and the next piece of its text, as they come.
 
         A row's text is what it would be alone, with its seed. Arguments and errors as in `stream`.
         """
@@ -177,8 +183,10 @@ class TextGenerator:
         rows = [_Row(self._encode(prompt)) for prompt in prompts]
         return self._pieces(rows, self._choices(rows, sampling), sampling.stop)
 
-    def tokens(self, prompt: Sequence[int], sampling: Sampling | None = None, **changes: Any) -> Iterator[int]:
-        """The ids that continue `prompt`, which must not be empty. As `stream`, but stop strings play no part.
+    def tokens(
+        self, prompt: Sequence[int], sampling: Sampling | None = None, **changes: Unpack[Changes]
+    ) -> Iterator[int]:
+        """Yield the ids that continue `prompt`, which must not be empty; as `stream`, but without stop strings.
 
         Raises:
             InputError: as in `stream`, and for a prompt that is empty or has an id outside the vocabulary.
@@ -207,16 +215,22 @@ class TextGenerator:
             rows[row].ended |= texts[row].ended
 
     def _choices(self, rows: list[_Row], sampling: Sampling) -> Iterator[tuple[int, int | None]]:
-        """Check what was asked for, and begin."""
+        """Check what was asked for, say what will be forgotten, and begin."""
         if not rows:
             return iter(())
+        context = self.model.config.context_length
+        longest = max(len(row.ids) for row in rows)
         if sampling.overflow == "error":
-            check_fits(max(len(row.ids) for row in rows), sampling.max_new_tokens, self.model.config.context_length)
+            check_fits(longest, sampling.max_new_tokens, context)
+        if longest > context:
+            log.warning("the prompt's %s tokens exceed the context: its last %s are read", longest, context)
+        if min(longest, context) + sampling.max_new_tokens > context + 1:  # the last new token is never read
+            log.warning("once the context of %s tokens is full, its older half is forgotten", context)
         stop_tokens = sampling.stop_tokens
         if stop_tokens is None:
             stop_tokens = () if self.end_of_text is None else (self.end_of_text,)
-        size, device = self.model.config.vocab_size, device_of(self.model)
-        sampler = Sampler(sampling, [row.ids for row in rows], size, stop_tokens, device)
+        vocab_size = self.model.config.vocab_size
+        sampler = Sampler(sampling, [row.ids for row in rows], vocab_size, stop_tokens, device_of(self.model))
         return self._run(rows, sampler, set(stop_tokens))
 
     @torch.inference_mode()
@@ -226,15 +240,13 @@ class TextGenerator:
         A row that the caller marks as ended is left alone. It is computed on, as long as others are not done,
         since taking it out of the batch would move the cache of all others.
         """
-        context, n_new = self.model.config.context_length, sampler.sampling.max_new_tokens
+        context = self.model.config.context_length
+        n_new = sampler.sampling.max_new_tokens
         longest = max(len(row.ids) for row in rows)
-        if longest > context:
-            log.warning("the prompt's %s tokens exceed the context: its last %s are read", longest, context)
         for row in rows:
             row.ids = row.ids[-context:]
         cache = self.model.new_cache(len(rows), min(context, longest + n_new))
         ids_BT, mask = _fill_up(rows, device_of(self.model))
-        warned = False
         for step in range(1, n_new + 1):
             logits_B1V, _ = self.model(ids_BT, mask=mask, cache=cache, last_only=True)
             chosen_B = sampler(logits_B1V[:, -1])
@@ -251,9 +263,7 @@ class TextGenerator:
                 return
             ids_BT = chosen_B[:, None]
             if cache.lengths[0] == context:
-                forgot = [row.make_room(context) for row in rows]
-                if any(forgot) and not warned:
-                    log.warning("the context of %s tokens is full: its older half is forgotten", context)
-                    warned = True
+                for row in rows:
+                    row.make_room(context)
                 cache.reset()
                 ids_BT, mask = _fill_up(rows, ids_BT.device)

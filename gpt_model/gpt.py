@@ -51,7 +51,8 @@ class Block(nn.Module):
         if self.has_experts:
             y_BTC, imbalance = self.feed_forward(normed_BTC)
         else:
-            y_BTC, imbalance = self.feed_forward(normed_BTC), 0.0
+            y_BTC = self.feed_forward(normed_BTC)
+            imbalance = 0.0
         return x_BTC + self.dropout(y_BTC), imbalance
 
 
@@ -69,6 +70,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.published_as: str | None = None  # such as "gpt2", if `from_pretrained` downloaded the weights by that name
         self.token_embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.context_length, config.d_model)
@@ -78,7 +80,9 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew, as GPT-2's were at first.
+        """Draw all weights anew, as GPT-2's were at first, but for positions.
+
+        Their standard deviation is 0.02 here, as that of all tables and matrices, and 0.01 in OpenAI's code.
 
         A large model is built without memory, and gets it where it is to stay, once:
 
@@ -110,16 +114,19 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """The vectors (B, T, C) before the output layer; arguments and errors as in `forward`."""
+        """Return the vectors (B, T, C) before the output layer; arguments and errors as in `forward`."""
         return self._hidden(ids_BT, mask, positions, cache)[0]
 
     def _hidden(
         self, ids_BT: Tensor, mask: Mask | None, positions: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor | float]:
-        """What `hidden` returns, and how unevenly experts were used, summed over the blocks."""
-        T, mask, longest = ids_BT.shape[1], mask or CAUSAL, 0
+        """Return what `hidden` does, and how unevenly experts were used, summed over the blocks."""
+        T = ids_BT.shape[1]
+        mask = mask or CAUSAL
+        longest = 0
         if cache is not None:
-            mask, longest = cache.mask(mask), max(cache.lengths)
+            mask = cache.mask(mask)
+            longest = max(cache.lengths)
         if positions is None:
             if longest + T > self.config.context_length:
                 raise ValueError(f"{longest + T} tokens are more than the context of {self.config.context_length}")
@@ -149,7 +156,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         last_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits (B, T, V) for the token after each position, and the mean cross-entropy if targets are given.
+        """Return logits (B, T, V) for the token after each position, and the mean cross-entropy if targets are given.
 
         In training mode, experts that are used unevenly add to the loss; see `imbalance`.
 
@@ -178,7 +185,7 @@ class GPT(nn.Module):
         return logits_BTV, loss
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
-        """An empty cache for this model, of its dtype and on its device; by default as long as the context."""
+        """Return an empty cache for this model, of its dtype and on its device; by default as long as the context."""
         max_length = self.config.context_length if max_length is None else max_length
         return KVCache([block.attention.new_cache(batch_size, max_length) for block in self.blocks])
 
@@ -197,7 +204,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_run(cls, path: str | Path, weights: str = "model.safetensors") -> GPT:
-        """The model a trainer saved in a run directory, in evaluation mode, on the CPU.
+        """Return the model that a trainer saved in a run directory, in evaluation mode, on the CPU.
 
         Args:
             path: the run directory.
@@ -215,7 +222,7 @@ class GPT(nn.Module):
     def from_pretrained(
         cls, name_or_path: str | Path, *, cache_dir: str | Path | None = None, revision: str | None = None
     ) -> GPT:
-        """A GPT-2 with the weights of a checkpoint, in evaluation mode, as float32 on the CPU.
+        """Return a GPT-2 with the weights of a checkpoint, in evaluation mode, as float32 on the CPU.
 
         Args:
             name_or_path: a folder in the layout of Hugging Face, or gpt2, gpt2-medium, gpt2-large or gpt2-xl,
@@ -237,8 +244,8 @@ class GPT(nn.Module):
 
         Args:
             path: a folder that is not there yet, or empty.
-            tokenizer: written beside the model, for `AutoTokenizer`; GPT-2's own by default, if the model has
-                a vocabulary of its size, 50,257, otherwise none.
+            tokenizer: written beside the model, for `AutoTokenizer`. By default none, but GPT-2's own if
+                `from_pretrained` downloaded the weights by name, as `published_as` says.
 
         Raises:
             InputError: if a GPT-2 cannot express the model, the tokenizer is another model's, or `path` is taken.

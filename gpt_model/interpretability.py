@@ -29,7 +29,7 @@ from utils.files import InputError
 
 @torch.no_grad()
 def attention_maps(model: GPT, ids_BT: Tensor) -> Tensor:
-    """How much each position looks at each, (L, B, H, T, S) with S = T; each row shares out 1.
+    """Return how much each position looks at each, (L, B, H, T, S) with S = T; each row shares out 1.
 
     Fused kernels never store these weights, so they are computed anew, from what enters each layer.
     """
@@ -46,7 +46,7 @@ def attention_maps(model: GPT, ids_BT: Tensor) -> Tensor:
 
 
 def _weights(attention: Any, x_BTC: Tensor, positions: Tensor) -> Tensor:
-    """What a layer's softmax gives, (B, H, T, S): its outputs, if each position's value is a channel of its own."""
+    """Return what a layer's softmax gives, (B, H, T, S): its outputs, if each position's value is its own channel."""
     if isinstance(attention, MultiHeadLatentAttention):
         mask = CAUSAL
         q_BHTX, k_BGSX = _latent_queries_and_keys(attention, x_BTC, positions)
@@ -63,7 +63,7 @@ def _weights(attention: Any, x_BTC: Tensor, positions: Tensor) -> Tensor:
 def _latent_queries_and_keys(
     attention: MultiHeadLatentAttention, x_BTC: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Queries, and the keys made of the latents, both (B, H, T, D + P)."""
+    """Return queries, and the keys made of the latents, both (B, H, T, D + P)."""
     q_BHTX, latent_B1SX = attention.project(x_BTC, positions)
     latent_B1SR, rotary_B1SP = latent_B1SX.split([attention.latent_dim, attention.rope_dim], dim=-1)
     key_up_HDR = attention.up.weight.unflatten(0, (attention.n_heads, -1))[:, : attention.head_dim]
@@ -73,7 +73,7 @@ def _latent_queries_and_keys(
 
 @torch.no_grad()
 def logit_lens(model: GPT, ids_BT: Tensor) -> Tensor:
-    """Logits (L + 1, B, T, V), as if the model ended before its first block, after it, ..., after its last.
+    """Return logits (L + 1, B, T, V), as if the model ended before its first block, after it, ..., after its last.
 
     The last entry is what the model says.
     """
@@ -92,7 +92,7 @@ def logit_lens(model: GPT, ids_BT: Tensor) -> Tensor:
 
 @contextmanager
 def ablated(model: GPT, heads: Iterable[tuple[int, int]], how: Literal["zero", "mean"] = "zero") -> Iterator[None]:
-    """Inside the block, the model does without the outputs of some heads.
+    """Take away the outputs of some heads, inside the block.
 
     Args:
         model: it is as before after the block.
@@ -118,7 +118,7 @@ def ablated(model: GPT, heads: Iterable[tuple[int, int]], how: Literal["zero", "
 
 
 def _silencer(head: int, n_heads: int, how: str) -> Callable[[nn.Module, tuple[Tensor]], Tensor]:
-    """A hook before the projection `out`, which gets the outputs of all heads side by side, (B, T, H D)."""
+    """Return a hook before the projection `out`, which gets the outputs of all heads side by side, (B, T, H D)."""
 
     def silence(out: nn.Module, arguments: tuple[Tensor]) -> Tensor:
         y_BTHD = arguments[0].unflatten(-1, (n_heads, -1)).clone()
@@ -130,7 +130,7 @@ def _silencer(head: int, n_heads: int, how: str) -> Callable[[nn.Module, tuple[T
 
 @torch.no_grad()
 def ablate_each_head(model: GPT, ids_BT: Tensor, targets_BT: Tensor, how: Literal["zero", "mean"] = "zero") -> Tensor:
-    """By how much the loss grows without each head, alone, (L, H).
+    """Return by how much the loss grows without each head alone, (L, H).
 
     Args:
         targets_BT: the ids that come next; -100 does not count.
@@ -149,7 +149,7 @@ def ablate_each_head(model: GPT, ids_BT: Tensor, targets_BT: Tensor, how: Litera
 
 @contextmanager
 def _evaluating(model: GPT) -> Iterator[None]:
-    """Inside the block nothing is dropped out."""
+    """Switch dropout off, inside the block."""
     training = model.training
     model.eval()
     try:

@@ -12,9 +12,9 @@ The router is one linear layer. It is trained with the rest, through the weights
 - Weights that are normalised over the chosen: Jiang et al. 2024 (Mixtral), https://arxiv.org/abs/2401.04088,
   section 2.1.
 - A single choice, and the penalty on uneven use: Fedus et al. 2021 (Switch), https://arxiv.org/abs/2101.03961,
-  sections 2.1 and 2.2. Other than there, no expert is ever too full: no token is dropped.
+  sections 2.1 and 2.2. Unlike there, no expert is ever too full, and no token is dropped.
 
-Shapes: B batch, T time, C model width, N = B T tokens, E experts, K experts a token visits.
+Shapes: B batch, T time, C model width, N = B T tokens, E experts, K experts per token.
 """
 
 from typing import NamedTuple
@@ -48,7 +48,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(FeedForward(config) for _ in range(config.n_experts))
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts' answers (B, T, C), and how unevenly they were asked; see `imbalance`."""
+        """Return the experts' answers (B, T, C), and how unevenly they were asked; see `imbalance`."""
         x_NC = x_BTC.flatten(0, -2)
         routing = self.route(x_NC)
         # of each token to each expert, 0 where it does not go
@@ -81,7 +81,7 @@ class MixtureOfExperts(nn.Module):
 
 
 def imbalance(routing: Routing) -> Tensor:
-    """1 if experts are used evenly, up to E / K if always the same are: Switch, section 2.2, equation 4.
+    """Return 1 if experts are used evenly, up to E / K if always the same are: Switch, section 2.2, equation 4.
 
     The share of visits an expert gets, times the mean probability it is given, summed and times E. Visits
     are counted, which has no gradient; the probabilities have one, and it is largest where visits are many.

@@ -13,11 +13,11 @@ All of it is arithmetic on the formulas in `costs.py` and the data sheets in `de
 
 import re
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from gpt_model.config import GPTConfig
+from gpt_model.config import GPTConfig, Tokens
 from gpt_model.costs import (
     TrainingMemory,
     cache_bytes,
@@ -31,10 +31,12 @@ from gpt_model.costs import (
 )
 from gpt_model.devices import DEVICES, GB, Device, find_device
 from utils.files import InputError
+from utils.ranges import Count, Range, check_ranges
 
-SERVED = torch.bfloat16  # weights and caches
-USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, and for gaps between what is in use
-NEARLY = 0.9  # of the highest ceiling counts as no less
+SERVING_DTYPE = torch.bfloat16  # weights and caches
+LARGEST_GPU = 10**6  # GB; a larger number is a typing mistake
+USABLE_SHARE = 0.9  # of a GPU's memory: the rest is for CUDA itself, and for gaps between what is in use
+NEARLY_HIGHEST = 0.9  # of the highest ceiling counts as no less
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,19 @@ class Config:
     gpu: str = "24GB"
     """Its name: a100, "a100 40gb", h100, "h100 pcie", h200, l40, l40s, rtx4090. Or its memory alone, as in 24GB; then
     it is taken to be as fast as the GPU among these that is nearest in memory."""
-    context: int = 1024
-    """Tokens of a row in training, and of a text that is served."""
-    tokens_per_step: int = 524_288
-    """Tokens of one optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
-    utilisation: float = 0.4
+    context: Tokens = 1024
+    """Tokens per row in training, and per text that is served."""
+    tokens_per_step: Annotated[int, Range(1, 10**12)] = 524_288
+    """Tokens per optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
+    utilisation: Annotated[float, Range(0.001, 1)] = 0.4
     """Share of the GPU's peak that training is assumed to reach: about 0.25 in a plain loop, 0.4 in a good one."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for everything, or Muon for the matrices of the blocks."""
-    sequences: int | None = None
+    sequences: Count | None = None
     """Texts served at once; by default as many as fit."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Serving:
     sequences: int
     """Texts that the ceiling is for; 0 if there is no room for them."""
     ceiling: float
-    """Tokens a second of all these texts together, at most."""
+    """Tokens per second of all these texts together, at most."""
     bound: str
     """What takes longer: "bytes" or "operations"."""
 
@@ -92,7 +97,7 @@ class Plan:
     memory: TrainingMemory
     """Of a step of one micro-batch; of one row if there is no room for it."""
     tokens_per_second: float
-    """Of training, as assumed."""
+    """In training, as assumed."""
     serving: list[Serving]
     favoured: Serving | None
     """Of those with nearly the highest ceiling, the one that remembers most: a smaller cache costs quality."""
@@ -107,12 +112,11 @@ class Plan:
 
 
 def plan(config: Config) -> Plan:
-    """Work it out.
+    """Work out what a GPU can do with a model.
 
     Raises:
-        InputError: if a number makes no sense, or the GPU is not known.
+        InputError: if the size or the GPU is not known.
     """
-    _check(config)
     model = GPTConfig.preset(config.size)
     assumptions = []
     if config.context > model.context_length:
@@ -123,7 +127,8 @@ def plan(config: Config) -> Plan:
     micro_batch = _largest_batch(model, config, device, rows)
     lean = replace(model, checkpoint_activations=True)
     if not micro_batch and (with_less := _largest_batch(lean, config, device, rows)):
-        model, micro_batch = lean, with_less
+        model = lean
+        micro_batch = with_less
         assumptions.append("each block is computed again in the backward pass, so that a row fits")
     flops_per_token = training_flops(model, 1, config.context) / config.context
     serving = [
@@ -144,26 +149,18 @@ def plan(config: Config) -> Plan:
         assumptions=[
             *assumed,
             *assumptions,
-            f"{USABLE:.0%} of the memory can be used: {_gib(USABLE * device.memory)}",
+            f"{USABLE_SHARE:.0%} of the memory can be used: {_gib(USABLE_SHARE * device.memory)}",
             f"training, in bfloat16 autocast, reaches {config.utilisation:.0%} of the peak",
             "serving, in bfloat16, is as fast as the data sheet",
         ],
     )
 
 
-def _check(config: Config) -> None:
-    for name in ("context", "tokens_per_step", "sequences"):
-        if (value := getattr(config, name)) is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if not 0 < config.utilisation <= 1:
-        raise InputError(f"--utilisation is a share above 0 and up to 1, got {config.utilisation}")
-
-
 def _device(gpu: str) -> tuple[Device, list[str]]:
-    """The GPU, and what is assumed about it."""
+    """Return the GPU, and what is assumed about it."""
     known = list(DEVICES.values())
     size = re.fullmatch(r"(\d+(?:\.\d+)?) ?Gi?B", gpu.strip(), re.IGNORECASE)
-    if size and float(size[1]) > 0:
+    if size and 0 < float(size[1]) <= LARGEST_GPU:
         memory = float(size[1]) * GB
         nearest = min(known, key=lambda device: (abs(device.memory - memory), device.flops_per_second))
         return replace(nearest, name=gpu, memory=memory), [f"speeds are those of the {nearest.name}"]
@@ -175,22 +172,22 @@ def _device(gpu: str) -> tuple[Device, list[str]]:
 
 
 def _largest_batch(model: GPTConfig, config: Config, device: Device, most: int) -> int:
-    """Rows that fit, up to those of a step."""
+    """Return how many rows fit, up to those of a step."""
     one, two = (training_memory(model, n, config.context, optimizer=config.optimizer).total for n in (1, 2))
     a_row = two - one
-    return max(0, min(most, int((USABLE * device.memory - (one - a_row)) // a_row)))
+    return max(0, min(most, int((USABLE_SHARE * device.memory - (one - a_row)) // a_row)))
 
 
 def _serving(name: str, model: GPTConfig, config: Config, device: Device) -> Serving:
-    cache = cache_bytes(model, 1, config.context, SERVED)
-    logits = model.padded_vocab_size * SERVED.itemsize
-    fits = max(0, int((USABLE * device.memory - weight_bytes(model, SERVED)) // (cache + logits)))
+    cache = cache_bytes(model, 1, config.context, SERVING_DTYPE)
+    logits = model.padded_vocab_size * SERVING_DTYPE.itemsize
+    fits = max(0, int((USABLE_SHARE * device.memory - weight_bytes(model, SERVING_DTYPE)) // (cache + logits)))
     sequences = fits if config.sequences is None else config.sequences
     if not 0 < sequences <= fits:
         return Serving(name, cache, fits, sequences=0, ceiling=0.0, bound="")
     flops = sequences * forward_flops(model, 1, 1, cached=config.context - 1)
     seconds = {
-        "bytes": decoding_bytes(model, sequences, config.context, SERVED) / device.bytes_per_second,
+        "bytes": decoding_bytes(model, sequences, config.context, SERVING_DTYPE) / device.bytes_per_second,
         "operations": flops / device.flops_per_second,
     }
     bound = max(seconds, key=seconds.__getitem__)
@@ -199,7 +196,7 @@ def _serving(name: str, model: GPTConfig, config: Config, device: Device) -> Ser
 
 def _favoured(serving: list[Serving]) -> Serving | None:
     highest = max(one.ceiling for one in serving)
-    fast = [one for one in serving if one.sequences and one.ceiling >= NEARLY * highest]
+    fast = [one for one in serving if one.sequences and one.ceiling >= NEARLY_HIGHEST * highest]
     return max(fast, key=lambda one: one.cache, default=None)
 
 
@@ -207,7 +204,7 @@ def _favoured(serving: list[Serving]) -> Serving | None:
 
 
 def report(config: Config, made: Plan) -> str:
-    """The plan as a text."""
+    """Return the plan as a text."""
     device = made.device
     peaks = f"{device.flops_per_second / 1e12:,.0f} TFLOP/s, {device.bytes_per_second / 1e9:,.0f} GB/s"
     lines = [
@@ -233,7 +230,7 @@ def _favoured_lines(made: Plan) -> list[str]:
     groups = f"; among group counts, {made.favoured_groups.name}" if made.favoured_groups else ""
     return [
         f"This GPU favours {made.favoured.name}{groups}.",
-        f"The rule: of all within {1 - NEARLY:.0%} of the highest ceiling, the one that remembers most,",
+        f"The rule: of all within {1 - NEARLY_HIGHEST:.0%} of the highest ceiling, the one that remembers most,",
         "since a smaller cache costs quality.",
     ]
 
@@ -250,7 +247,7 @@ def _training_lines(config: Config, made: Plan) -> list[str]:
     if made.accumulation == 1:
         fits = f"A whole step of {tokens:,} tokens fits at once."
     hours = (
-        f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} a second"
+        f"{made.hours_per_billion_tokens:,.1f} hours for a billion tokens, at {made.tokens_per_second:,.0f} per second"
     )
     return [*lines, fits, f"{hours}."]
 

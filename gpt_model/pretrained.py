@@ -13,10 +13,10 @@ would make a model that runs and writes nonsense.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
-import zipfile
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -24,14 +24,17 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
-from utils.files import InputError, sync_folder, write_atomically
+from gpt_model.weight_files import check_finite, is_mappable, read_tensors, refuse_lfs_pointer
+from utils.files import InputError, read_json, sync_folder, write_atomically
 from utils.gpt2_download import SIZES, ModelManager
 from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer, to_huggingface
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -43,14 +46,14 @@ SHAPE = {  # theirs: ours
     "n_layer": "n_layers",
     "n_head": "n_heads",
 }
-DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")  # we have one for all three
-FIXED = {  # what our model computes, in their words
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
+DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # we have one for all three: the first
+FIXED: dict[str, tuple[Any, ...]] = {  # what our model computes, in their words; the first is what we write
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),  # one formula, four names
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
 }
 MODULES = {  # ours: theirs
     "token_embedding": "wte",
@@ -90,7 +93,7 @@ class Stored(NamedTuple):
 
 
 def their_name(name: str) -> tuple[str, bool]:
-    """The name of one of our parameters in a checkpoint, and whether it is transposed there.
+    """Return the name of one of our parameters in a checkpoint, and whether it is transposed there.
 
     blocks.3.attention.qkv.weight -> h.3.attn.c_attn.weight, True
     """
@@ -103,45 +106,54 @@ def their_name(name: str) -> tuple[str, bool]:
 
 
 def load_pretrained(name_or_path: str | Path, cache_dir: str | Path | None, revision: str | None) -> GPT:
-    """A model from a folder, or from the hub; see `GPT.from_pretrained`."""
+    """Return a model from a folder, or from the hub; see `GPT.from_pretrained`."""
     folder = _find(name_or_path, cache_dir, revision)
     config = read_config(folder)
     stored = _list_tensors(folder)
+    if config.n_layers > len(stored):  # or building would take for ever
+        raise InputError(
+            f"{folder} has {len(stored):,} tensors, too few for the n_layer {config.n_layers:,} of {CONFIG}"
+        )
     layout = _layout(config)
     _check(layout, stored, folder)
     with torch.device("meta"):  # shapes without memory: each weight is allocated once, when it is read
         model = GPT(config)
     model.load_state_dict(_read(layout, stored), assign=True)
+    if revision is None and not Path(name_or_path).is_dir():
+        model.published_as = str(name_or_path)
     return model.eval()
 
 
 def read_config(folder: Path) -> GPTConfig:
-    """The shape of the model in a folder.
+    """Return the shape of the model in a folder.
 
     Raises:
         InputError: if there is no config.json, or it describes what `GPT` would compute differently.
     """
     path = folder / CONFIG
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{folder} is no model in the layout of Hugging Face: it has no {CONFIG}")
-    values = _read_json(path)
+    values = _read_object(path)
     if {"model", "training"} <= values.keys():
         raise InputError(f"{folder} is a run directory: GPT.from_run reads it")
     if values.get("model_type") != "gpt2":
         raise InputError(f"{path}: model_type must be 'gpt2', got {values.get('model_type')!r}")
     for field, right in FIXED.items():
-        if (value := values.get(field, right)) != right:
-            raise InputError(f"{path}: {field} must be {right!r}, got {value!r}: our GPT computes no other")
+        if (value := values.get(field, right[0])) not in right:
+            known = " or ".join(map(repr, right))
+            raise InputError(f"{path}: {field} must be {known}, got {value!r}: our GPT computes no other")
     for field in SHAPE:
         if not isinstance(values.get(field), int):
             raise InputError(f"{path}: {field} must be a whole number, got {values.get(field)!r}")
     if (inner := values.get("n_inner")) not in (None, 4 * values["n_embd"]):
         raise InputError(f"{path}: n_inner must be four times n_embd, {4 * values['n_embd']}, got {inner!r}")
-    dropouts = [values.get(field, 0.1) for field in DROPOUTS]
-    if not isinstance(dropouts[0], int | float) or dropouts != dropouts[:1] * 3:
-        raise InputError(f"{path}: {', '.join(DROPOUTS)} must be the same number, got {dropouts}")
+    dropout, *others = (values.get(field, 0.1) for field in DROPOUTS)
+    if others != [dropout] * 2:
+        log.warning(
+            "%s: we have one dropout, and take %s, %s; it matters for training only", path, DROPOUTS[0], dropout
+        )
     try:
-        return GPTConfig(**{ours: values[theirs] for theirs, ours in SHAPE.items()}, dropout=dropouts[0])
+        return GPTConfig(**{ours: values[theirs] for theirs, ours in SHAPE.items()}, dropout=dropout)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -152,7 +164,7 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
     for field, right in (("attention", "mha"), ("position", "learned"), ("n_experts", 0)):
         if (value := getattr(config, field)) != right:
             raise InputError(f"{field} must be {right!r} to export a model as a GPT-2, got {value!r}")
-    if tokenizer is None and config.vocab_size == 50_257:
+    if tokenizer is None and model.published_as is not None:
         tokenizer = GPT2Tokenizer()
     if tokenizer is not None and not isinstance(tokenizer, RegexTokenizer):
         raise InputError(f"tokenizer must be a RegexTokenizer to have files of theirs, got {type(tokenizer).__name__}")
@@ -172,6 +184,7 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
         with write_atomically(unfinished / CONFIG) as file:
             file.write(json.dumps(_their_config(model, tokenizer), indent=2).encode())
         save_file(tensors, unfinished / WEIGHTS[0], metadata={"format": "pt"})
+        shutil.copymode(unfinished / CONFIG, unfinished / WEIGHTS[0])  # save_file lets nobody else read
         with (unfinished / WEIGHTS[0]).open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.rename(path)
@@ -183,7 +196,8 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
 
 
 def _find(name_or_path: str | Path, cache_dir: str | Path | None, revision: str | None) -> Path:
-    folder, name = Path(name_or_path), str(name_or_path)
+    folder = Path(name_or_path)
+    name = str(name_or_path)
     if folder.is_dir():
         if revision is not None:
             raise InputError(f"{folder} is a folder: it has no revision {revision!r}, only what is in it")
@@ -194,18 +208,16 @@ def _find(name_or_path: str | Path, cache_dir: str | Path | None, revision: str 
     return ModelManager(cache_dir).download_gpt2_model(name, revision=revision)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+def _read_object(path: Path) -> dict[str, Any]:
+    refuse_lfs_pointer(path)
+    values = read_json(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: it must hold an object")
     return values
 
 
 def _layout(config: GPTConfig) -> list[Weight]:
-    """All parameters of a GPT-2, in the order of the model."""
+    """Return all parameters of a GPT-2, in the order of the model."""
     with torch.device("meta"):
         model = GPT(replace(config, bias=True, vocab_multiple=1))
     return [Weight(name, *their_name(name), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
@@ -218,7 +230,7 @@ def _weight_files(folder: Path) -> list[Path]:
             continue
         if path.suffix != ".json":
             return [path]
-        shards = _read_json(path).get("weight_map")
+        shards = _read_object(path).get("weight_map")
         names = shards.values() if isinstance(shards, dict) else ()
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise InputError(f"{path} is damaged: it must say in 'weight_map' which file holds which tensor")
@@ -230,34 +242,11 @@ def _weight_files(folder: Path) -> list[Path]:
     raise InputError(f"{folder} has no weights: none of {', '.join(WEIGHTS)}")
 
 
-def _is_mappable(file: Path) -> bool:
-    return file.suffix == ".safetensors" or zipfile.is_zipfile(file)  # not so what PyTorch wrote before 1.6
-
-
-def _open(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file, mapped into memory where that can be: what is not looked at is not read."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        tensors = torch.load(file, map_location="cpu", mmap=_is_mappable(file), weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # there is no end to what a damaged pickle can raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{file} cannot be read as weights: {reason}") from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        for name, tensor in tensors.items()
-    ):
-        raise InputError(f"{file} must hold dense tensors by name and nothing else")
-    return tensors
-
-
 def _list_tensors(folder: Path) -> dict[str, Stored]:
-    """What is in the files, by names without the prefix `transformer.`, masks left out."""
+    """Return what is in the files, by names without the prefix `transformer.`, masks left out."""
     stored: dict[str, Stored] = {}
     for file in _weight_files(folder):
-        for key, tensor in _open(file).items():
+        for key, tensor in read_tensors(file).items():
             name = key.removeprefix("transformer.")
             if MASKS.fullmatch(name):
                 continue
@@ -268,7 +257,7 @@ def _list_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def _check(layout: list[Weight], stored: dict[str, Stored], folder: Path) -> None:
-    """Each weight is there, has the right shape, and there is no other."""
+    """Check that each weight is there and has the right shape, and that there is no other."""
     for weight in layout:
         found = stored.get(weight.theirs)
         if found is None:
@@ -284,7 +273,7 @@ def _check(layout: list[Weight], stored: dict[str, Stored], folder: Path) -> Non
         raise InputError(f"{found.file} holds {found.key}, which a GPT-2 of its {CONFIG} does not have")
     if HEAD in stored:
         head, embedding = stored[HEAD], stored[EMBEDDING]
-        if not torch.equal(_open(head.file)[head.key], _open(embedding.file)[embedding.key]):
+        if not torch.equal(read_tensors(head.file)[head.key], read_tensors(embedding.file)[embedding.key]):
             raise InputError(
                 f"{head.file}: {head.key} differs from {embedding.key}, "
                 "but the output layer of our GPT is its token embedding"
@@ -293,25 +282,26 @@ def _check(layout: list[Weight], stored: dict[str, Stored], folder: Path) -> Non
 
 @torch.no_grad()
 def _read(layout: list[Weight], stored: dict[str, Stored]) -> dict[str, Tensor]:
-    """Our parameters, copied from the files as float32.
+    """Return our parameters, copied from the files as float32.
 
     Pages of a mapped file stay in memory, once read, for as long as the file is open. So files are opened
     anew for each block, and no more than a block is ever there twice. What cannot be mapped is read once.
     """
-    mapped = all(_is_mappable(tensor.file) for tensor in stored.values())
+    mapped = all(is_mappable(tensor.file) for tensor in stored.values())
     tensors = {}
     for _, weights in groupby(layout, lambda weight: mapped and weight.name.split(".")[:2]):
         weights = list(weights)
-        files = {file: _open(file) for file in {stored[weight.theirs].file for weight in weights}}
+        files = {file: read_tensors(file) for file in {stored[weight.theirs].file for weight in weights}}
         for weight in weights:
             place = stored[weight.theirs]
             source = files[place.file][place.key]
             tensors[weight.name] = torch.empty(weight.shape).copy_(source.T if weight.transposed else source)
+            check_finite(tensors[weight.name], place.key, place.file)
     return tensors
 
 
 def _their_tensors(model: GPT) -> dict[str, Tensor]:
-    """The model's weights under their names, in their orientation, without padding, and with all biases."""
+    """Return the model's weights under their names, in their orientation, without padding, and with all biases."""
     ours = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     layout = _layout(model.config)
     if unknown := ours.keys() - {weight.name for weight in layout}:
@@ -333,7 +323,7 @@ def _their_config(model: GPT, tokenizer: RegexTokenizer | None) -> dict[str, Any
         "model_type": "gpt2",
         **{theirs: getattr(model.config, ours) for theirs, ours in SHAPE.items()},
         **dict.fromkeys(DROPOUTS, model.config.dropout),
-        **FIXED,
+        **{field: right[0] for field, right in FIXED.items()},
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "dtype": str(model.token_embedding.weight.dtype).removeprefix("torch."),

@@ -9,33 +9,30 @@ metrics.jsonl          a line of numbers each few steps
 loss.svg               their curve
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from gpt_model import pretrained as hugging_face
 from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
-from utils.files import InputError
+from gpt_model.tokenizer_files import read_tokenizer
+from gpt_model.weight_files import check_finite, read_tensors
+from utils.files import InputError, read_json
 from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The content of a run's config.json.
+    """Return the content of a run's config.json.
 
     Raises:
         InputError: if `run` is no run directory, or its config.json is damaged.
     """
     path = run / "config.json"
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{run} is not a run directory: it has no config.json. python -m pretraining.simple makes one")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
+    config = read_json(path)
     parts = config if isinstance(config, dict) else {}
     if "model_type" in parts:
         raise InputError(
@@ -47,13 +44,13 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer of a run.
+    """Return the tokenizer of a run.
 
     Raises:
         InputError: if it is missing or damaged.
     """
     path = run / "bpe.json"
-    if not path.exists():
+    if not path.is_file():
         raise InputError(f"{run} has no tokenizer, bpe.json")
     return Tokenizer.load(path)
 
@@ -76,56 +73,56 @@ def check_tokenizer(model_config: GPTConfig, tokenizer: Tokenizer, where: Path) 
 
 
 def load(run: Path | None, pretrained: str | None, weights: str = "model.safetensors") -> tuple[GPT, Tokenizer]:
-    """The model and the tokenizer that a command line names: a run, or a GPT-2 for `GPT.from_pretrained`.
+    """Return the model and the tokenizer that a command line names: a run, or a GPT-2 for `GPT.from_pretrained`.
+
+    The tokenizer of a folder in Hugging Face layout is the one in the folder; GPT-2's own is for what is downloaded by
+    name. That two vocabularies have the same size does not make them the same.
 
     Raises:
-        InputError: if not exactly one of them is named, it cannot be read, or the pretrained one has another
-            vocabulary than GPT-2's, the only one whose tokenizer is here.
+        InputError: if not exactly one of them is named, it cannot be read, or model and tokenizer do not belong
+            together.
     """
     if (run is None) == (pretrained is None):
         raise InputError("say which model: either --run with a run directory, or --pretrained with a name or a folder")
     if run is not None:
-        return GPT.from_run(run, weights), load_tokenizer(run)
-    model, tokenizer = GPT.from_pretrained(pretrained), GPT2Tokenizer()
-    if model.config.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{pretrained} has {model.config.vocab_size:,} tokens, and GPT-2's tokenizer {tokenizer.vocab_size:,}: if "
-            "it was exported from a run, name that by --run"
-        )
-    return model, tokenizer
+        model = load_model(run, weights)
+        tokenizer = load_tokenizer(run)
+        check_tokenizer(model.config, tokenizer, run)
+        return model, tokenizer
+    folder = Path(pretrained)
+    if not folder.is_dir():
+        return GPT.from_pretrained(pretrained), GPT2Tokenizer()
+    config = hugging_face.read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    check_tokenizer(config, tokenizer, folder)  # before the weights, which may be large
+    return GPT.from_pretrained(folder), tokenizer
 
 
 def load_model(run: Path, weights: str = "model.safetensors") -> GPT:
-    """The model of a run, in evaluation mode, on the CPU; see `GPT.from_run`."""
+    """Return the model of a run, in evaluation mode, on the CPU; see `GPT.from_run`."""
     config = read_config(run)
     try:
         model_config = GPTConfig.from_dict(config["model"])
-    except (TypeError, InputError) as error:
+    except InputError as error:
         raise InputError(f"{run / 'config.json'}: {error}") from error
-    tensors = read_weights(run / weights)
+    tensors = read_tensors(run / weights)
+    if model_config.n_layers * max(1, model_config.n_experts) > len(tensors):  # or building would take for ever
+        raise InputError(
+            f"{run / weights} holds another model's weights: {len(tensors):,} tensors are too few for the n_layers "
+            f"{model_config.n_layers:,} and n_experts {model_config.n_experts:,} of config.json"
+        )
     with torch.device("meta"):  # names and shapes alone; the tensors themselves become the model's
         model = GPT(model_config)
     check_weights(model, tensors, run / weights)
-    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        check_finite(tensor, name, run / weights)
+    model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        InputError: if it is missing or damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"there are no weights {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-
-
 def check_weights(model: GPT, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Compare names and shapes with the model's.
+    """Check that names and shapes of tensors are those of the model.
 
     Raises:
         InputError: if they are another model's; the message names the first difference.

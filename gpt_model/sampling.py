@@ -5,8 +5,8 @@
 The order is that of `generate` in Hugging Face's transformers, and so is the result. A filter sets the scores of
 what it drops to minus infinity, so that what is left needs no more than a softmax to be a distribution again.
 
-Drawing inverts the distribution function: one uniform number a token picks the place in the running sum of the
-probabilities. The number comes from a generator on the CPU, one for each row, so that what a row draws depends on
+Drawing inverts the distribution function: one uniform number per token picks the place in the running sum of the
+probabilities. The number comes from a generator on the CPU, one per row, so that what a row draws depends on
 its seed alone: neither on the rows beside it nor on the device.
 
 Shapes: B rows, V vocabulary, K candidates (top_k of them, or V).
@@ -15,15 +15,18 @@ Shapes: B rows, V vocabulary, K candidates (top_k of them, or V).
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from utils.files import InputError
+from utils.ranges import Count, Range, Seed, check_ranges
 
-COLDEST = 1e-6  # a lower temperature would make scores infinite
+LOWEST_TEMPERATURE = 1e-6  # a lower one, but for 0, would make scores infinite
 LARGEST_BIAS = 1e30  # so would a larger bias
+
+Probability = Annotated[float, Range(0, 1, open_below=True)]
 
 
 @dataclass(frozen=True)
@@ -34,65 +37,72 @@ class Sampling:
         InputError: if a number is out of range; the message names the field.
     """
 
-    temperature: float = 1.0
+    temperature: Annotated[float, Range(0, 1e6)] = 1.0
     """0 always takes the likeliest token; 1 draws as the model says; between, unlikely tokens get rarer."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Draw among this many of the likeliest tokens; None for all."""
-    top_p: float | None = None
+    top_p: Probability | None = None
     """Draw among the likeliest tokens that together have this probability; None for all."""
-    min_p: float | None = None
+    min_p: Probability | None = None
     """Draw among tokens with at least this share of the likeliest one's probability; None for all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Above 1, tokens that are in the text already, prompt included, get rarer; 1.2 is much."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the scores of these ids; -inf forbids a token."""
-    max_new_tokens: int = 200
+    max_new_tokens: Count = 200
     """Tokens to write at most."""
-    min_new_tokens: int = 0
+    min_new_tokens: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Tokens to write before a stop token may end the text. A stop string ends it even so."""
     stop_tokens: Sequence[int] | None = None
     """Ids that end the text and are no part of it; by default <|endoftext|>."""
     stop: Sequence[str] = ()
     """Strings that end the text and are no part of it."""
-    seed: int | None = None
+    seed: Seed | None = None
     """The same seed draws the same text; None draws another each time. Row i of a batch uses seed + i."""
     overflow: Literal["slide", "error"] = "slide"
     """Where prompt and new tokens are more than the context: slide forgets the older half of a full context and
     reads the younger again; error refuses before it starts."""
 
     def __post_init__(self) -> None:
-        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
-            raise InputError(f"temperature must be 0, or a number from {COLDEST:g} on, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {self.top_k}")
-        for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
-            if share is not None and not 0 < share <= 1:
-                raise InputError(f"{name} must be above 0 and at most 1, got {share}")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise InputError(f"repetition_penalty must be a number above 0, got {self.repetition_penalty}")
+        check_ranges(self)
+        if 0 < self.temperature < LOWEST_TEMPERATURE:
+            raise InputError(f"temperature must be 0, or at least {LOWEST_TEMPERATURE:g}, got {self.temperature}")
         for token, bias in self.logit_bias.items():
             if not (bias == -math.inf or abs(bias) < LARGEST_BIAS):
                 raise InputError(f"logit_bias must be below {LARGEST_BIAS:g}, or -inf, got {bias} for token {token}")
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            limits = f"between 0 and max_new_tokens, {self.max_new_tokens}"
-            raise InputError(f"min_new_tokens must be {limits}, got {self.min_new_tokens}")
+        if self.min_new_tokens > self.max_new_tokens:
+            most = f"at most max_new_tokens, {self.max_new_tokens}"
+            raise InputError(f"min_new_tokens must be {most}, got {self.min_new_tokens}")
         if isinstance(self.stop, str):
             raise InputError(f"stop must be a list of strings, got the string {self.stop!r}")
         if "" in self.stop:
             raise InputError("a stop string must not be empty: it would end every text before it begins")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.overflow not in ("slide", "error"):
             raise InputError(f"overflow must be slide or error, got {self.overflow!r}")
 
     def generators(self, n_rows: int) -> list[torch.Generator]:
-        """A source of randomness for each row, on the CPU."""
+        """Return a source of randomness for each row, on the CPU."""
         generators = [torch.Generator() for _ in range(n_rows)]
         for row, generator in enumerate(generators):
             generator.seed() if self.seed is None else generator.manual_seed(self.seed + row)
         return generators
+
+
+class Changes(TypedDict, total=False):
+    """The fields of `Sampling`, as keyword arguments of those who change some of them."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float
+    logit_bias: Mapping[int, float]
+    max_new_tokens: int
+    min_new_tokens: int
+    stop_tokens: Sequence[int] | None
+    stop: Sequence[str]
+    seed: int | None
+    overflow: Literal["slide", "error"]
 
 
 def apply_repetition_penalty(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -135,7 +145,7 @@ def keep_min_p(logits_BV: Tensor, min_p: float) -> Tensor:
 
 
 def _candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Probabilities (..., K) of the tokens to draw from, and their ids; None if K is V and they stand in order.
+    """Return the probabilities (..., K) of the tokens to draw from, and their ids: None if these are 0 to V - 1.
 
     With top_k only K scores go on from here, so that no filter ever sorts the vocabulary: exactly K, even where
     several tokens share the last of them. (transformers keeps all of those.) Fan et al. 2018,
@@ -161,13 +171,13 @@ def check_tokens(name: str, tokens: Iterable[int], vocab_size: int) -> None:
 
 
 def check_scores(logits_BV: Tensor) -> None:
-    """Raise an InputError for a row of (..., V) whose best score is no number: damaged weights write nonsense."""
+    """Raise an InputError if the best score in a row of (..., V) is not finite: damaged weights write nonsense."""
     if not logits_BV.amax(dim=-1).isfinite().all():
         raise InputError("no token can be chosen: the scores are NaN or infinite, or all tokens are forbidden")
 
 
 def next_token_probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """What `choose` draws from, (..., V): temperature, top-k, top-p, min-p. At temperature 0 one token has it all.
+    """Return what `choose` draws from, (..., V): temperature, top-k, top-p, min-p. At temperature 0 it is one token.
 
     Raises:
         InputError: if no token can be chosen; see `check_scores`.
@@ -236,9 +246,12 @@ class Sampler:
     ) -> None:
         check_tokens("stop_tokens", stop_tokens, vocab_size)
         check_tokens("logit_bias", sampling.logit_bias, vocab_size)
-        self.sampling, self.generators, self.n_chosen = sampling, sampling.generators(len(prompts)), 0
+        self.sampling = sampling
+        self.generators = sampling.generators(len(prompts))
+        self.n_chosen = 0
         self.stop_tokens_N = torch.tensor(sorted(stop_tokens), dtype=torch.long, device=device)
-        self.bias_V = self.seen_BV = None
+        self.bias_V = None
+        self.seen_BV = None
         if sampling.logit_bias:
             self.bias_V = torch.zeros(vocab_size)
             self.bias_V[list(sampling.logit_bias)] = torch.tensor([float(b) for b in sampling.logit_bias.values()])
@@ -250,7 +263,7 @@ class Sampler:
             self.seen_BV = self.seen_BV.to(device)
 
     def adjust(self, logits_BV: Tensor) -> Tensor:
-        """The scores with bias, repetition penalty and minimum length."""
+        """Return the scores (B, V) with bias, repetition penalty and minimum length applied."""
         if self.bias_V is not None:
             logits_BV = logits_BV + self.bias_V
         if self.seen_BV is not None:
@@ -260,7 +273,7 @@ class Sampler:
         return logits_BV
 
     def __call__(self, logits_BV: Tensor) -> Tensor:
-        """The chosen ids (B,)."""
+        """Return the chosen ids (B,)."""
         ids_B = choose(self.adjust(logits_BV), self.sampling, self.generators)
         self.n_chosen += 1
         if self.seen_BV is not None:

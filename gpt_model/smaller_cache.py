@@ -42,7 +42,7 @@ class LayerReport:
 
 
 def to_gqa(model: GPT, n_kv_groups: int) -> tuple[GPT, list[LayerReport]]:
-    """A copy whose heads share keys and values in groups, and a report on each layer.
+    """Return a copy whose heads share keys and values in groups, and a report on each layer.
 
     Biases are averaged too; what the mean of the values' loses is a constant, and `out` adds it.
 
@@ -51,7 +51,7 @@ def to_gqa(model: GPT, n_kv_groups: int) -> tuple[GPT, list[LayerReport]]:
     """
     _require(model, "gqa", attention="mha")
     config = replace(model.config, attention="gqa", n_kv_groups=n_kv_groups)
-    converted, report = _convert(model, lambda full: _share(full, config))
+    converted, report = _replace_attention(model, lambda full: _mean_of_groups(full, config))
     converted.config = config
     return converted, report
 
@@ -59,7 +59,7 @@ def to_gqa(model: GPT, n_kv_groups: int) -> tuple[GPT, list[LayerReport]]:
 def to_mla(
     model: GPT, latent_dim: int | None = None, tolerated_error: float | None = None
 ) -> tuple[GPT, list[LayerReport]]:
-    """A copy that remembers a latent of each token, and a report on each layer.
+    """Return a copy that remembers a latent of each token, and a report on each layer.
 
     Latents are not normalised, and positions are the learned ones, already in x. Biases cost nothing: softmax ignores
     the keys', which add the same to all scores of a query, and `out` adds the values'.
@@ -81,14 +81,14 @@ def to_mla(
     if tolerated_error is not None and not 0 <= tolerated_error < 1:
         raise InputError(f"tolerated_error must be at least 0 and below 1, got {tolerated_error}")
     config = replace(model.config, attention="mla", latent_norm=False, query_latent_dim=None)
-    converted, report = _convert(model, lambda full: _compress(full, config, latent_dim, tolerated_error))
+    converted, report = _replace_attention(model, lambda full: _compress(full, config, latent_dim, tolerated_error))
     converted.config = replace(config, latent_dim=max(layer.size for layer in report))
     return converted, report
 
 
 def describe(report: list[LayerReport]) -> str:
-    """The report as a table, with the sum of the caches."""
-    lines = [f"{'layer':>5} {'size':>6} {'error':>7} {'bytes of cache a token':>30}"]
+    """Return the report as a table, with the sum of the caches."""
+    lines = [f"{'layer':>5} {'size':>6} {'error':>7} {'bytes of cache per token':>30}"]
     for i, layer in enumerate(report):
         change = f"{layer.bytes_before:,} -> {layer.bytes_after:,}"
         lines.append(f"{i:>5} {layer.size:>6,} {layer.error:>7.2%} {change:>30}")
@@ -103,9 +103,10 @@ def _require(model: GPT, kind: str, **fields: str) -> None:
 
 
 @torch.no_grad()
-def _convert(model: GPT, convert: Callable[[MultiHeadAttention], Converted]) -> tuple[GPT, list[LayerReport]]:
-    """A copy of the model with another attention in each block."""
-    converted, report = copy.deepcopy(model), []
+def _replace_attention(model: GPT, convert: Callable[[MultiHeadAttention], Converted]) -> tuple[GPT, list[LayerReport]]:
+    """Return a copy of the model with another attention in each block."""
+    converted = copy.deepcopy(model)
+    report = []
     for block in converted.blocks:
         full = block.attention
         layer, size, error = convert(full)
@@ -114,9 +115,10 @@ def _convert(model: GPT, convert: Callable[[MultiHeadAttention], Converted]) -> 
     return converted, report
 
 
-def _share(full: MultiHeadAttention, config: GPTConfig) -> Converted:
-    """The layer with the mean of the keys and values in each group of heads."""
-    weights, lost = {"out.weight": full.out.weight}, {}
+def _mean_of_groups(full: MultiHeadAttention, config: GPTConfig) -> Converted:
+    """Return the layer with the mean of the keys and values in each group of heads."""
+    weights = {"out.weight": full.out.weight}
+    lost = {}
     for kind, parameter in full.qkv.named_parameters():  # weight (3C, C), and bias (3C,)
         weights[f"query.{kind}"], *keys_and_values = parameter.chunk(3)
         for name, heads in zip(("key", "value"), keys_and_values, strict=True):
@@ -134,7 +136,7 @@ def _share(full: MultiHeadAttention, config: GPTConfig) -> Converted:
 def _compress(
     full: MultiHeadAttention, config: GPTConfig, latent_dim: int | None, tolerated_error: float | None
 ) -> Converted:
-    """The layer with keys and values through a latent, of the size given or the smallest tolerable."""
+    """Return the layer with keys and values through a latent, of the size given or the smallest tolerable."""
     query, key, value = full.qkv.weight.chunk(3)
     # `up` makes, for one head after the other, its keys and then its values
     both_XC = torch.cat([x.unflatten(0, (full.n_heads, -1)) for x in (key, value)], dim=1).flatten(0, 1)
@@ -155,7 +157,7 @@ def _compress(
 
 
 def _layer(config: GPTConfig, weights: dict[str, Tensor], full: MultiHeadAttention) -> nn.Module:
-    """A layer with these weights, of the dtype and on the device of `full`."""
+    """Return a layer with these weights, of the dtype and on the device of `full`."""
     with torch.device("meta"):  # drawing weights would be in vain, and change what is drawn after it
         layer = config.attention_layer()
     weights = {name: w.to(full.out.weight).clone(memory_format=torch.contiguous_format) for name, w in weights.items()}

@@ -43,7 +43,7 @@ class Round:
 
 
 def acceptance_rate(rounds: Iterable[Round]) -> float:
-    """The share of proposed tokens that were accepted."""
+    """Return the share of proposed tokens that were accepted."""
     rounds = list(rounds)
     return sum(r.n_accepted for r in rounds) / max(1, sum(len(r.proposed) for r in rounds))
 
@@ -51,7 +51,7 @@ def acceptance_rate(rounds: Iterable[Round]) -> float:
 def speculate(
     target: LanguageModel, draft: LanguageModel, ids: Sequence[int], sampling: Sampling | None = None, n_draft: int = 4
 ) -> Iterator[Round]:
-    """Continue `ids` as `target` alone would, with fewer passes of it; a round is yielded as it is made.
+    """Continue `ids` as `target` alone would, with fewer passes of it; yield each round as it is made.
 
     Args:
         target: the model whose text is wanted.
@@ -89,7 +89,8 @@ def _rounds(
 ) -> Iterator[Round]:
     (generator,) = sampling.generators(1)
     goal = len(text) + sampling.max_new_tokens
-    judge, guesser = (_Reader(model, text, goal, sampling) for model in (target, draft))
+    # the last new token is never read
+    judge, guesser = (_Reader(model, text, goal - 1, sampling) for model in (target, draft))
     while len(text) < goal:
         proposed: list[int] = []
         q_KV: list[Tensor] = []
@@ -109,7 +110,7 @@ def _rounds(
 def verify(
     p_KV: Tensor, q_KV: Sequence[Tensor], proposed: Sequence[int], generator: torch.Generator
 ) -> tuple[int, int]:
-    """How many of the proposed tokens are accepted, and the token that comes after these.
+    """Return how many of the proposed tokens are accepted, and the token that comes after these.
 
     Args:
         p_KV: the target's probabilities (K + 1, V), for each proposed token and the one after all of them.
@@ -117,7 +118,8 @@ def verify(
         proposed: these.
         generator: the source of randomness, on the CPU.
     """
-    K, n = len(proposed), 0
+    K = len(proposed)
+    n = 0
     if K:
         ids_K1 = torch.tensor(proposed, device=p_KV.device)[:, None]
         p_K, q_K = p_KV[:K].gather(1, ids_K1)[:, 0], torch.stack(list(q_KV)).gather(1, ids_K1)[:, 0]
@@ -134,7 +136,8 @@ class _Reader:
     """A model and what it has read of a text."""
 
     def __init__(self, model: LanguageModel, prompt: Sequence[int], max_length: int, sampling: Sampling) -> None:
-        self.model, self.sampling = model, sampling
+        self.model = model
+        self.sampling = sampling
         self.cache = model.new_cache(1, max_length)
         if len(prompt) > 1:  # the scores in a long prompt are many, and not wanted
             self._read(prompt[:-1], last_only=True)
@@ -144,6 +147,6 @@ class _Reader:
         return self.model(ids_1T, mask=None, cache=self.cache, last_only=last_only)[0][0]
 
     def probabilities(self, text: Sequence[int], n: int) -> Tensor:
-        """What may come after each of the last n tokens of `text`, (n, V). Reads what is new."""
+        """Read what is new; return what may come after each of the last n tokens of `text`, (n, V)."""
         logits_TV = self._read(text[self.cache.lengths[0] :], last_only=n == 1)
         return next_token_probabilities(logits_TV[-n:], self.sampling)

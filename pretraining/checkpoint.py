@@ -104,7 +104,7 @@ def load_checkpoint(run: Path, model: GPT, restore: Callable[[dict[str, Any]], N
         check_weights(model, tensors, folder / WEIGHTS)
         try:
             restore(state)
-        except (InputError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, error)
             continue
         model.load_state_dict(tensors)

@@ -19,7 +19,7 @@ from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining import evaluate, simple
 from pretraining.config import Steps
 from pretraining.data_folder import TOKENIZER, same_tokenizer
-from pretraining.metrics import read_metrics
+from pretraining.metrics import finished_metrics
 from pretraining.open_run import check_deletable, delete_run
 from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
@@ -66,13 +66,12 @@ def main(config: Config) -> dict[str, Any] | None:
         InputError: if a stage cannot be done, another process does it, or what is there was not made by a demo.
     """
     check_writable(config.out)
+    tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
+    data = config.out.with_name(f"{config.out.name}-data")
     with alone(config.out, "training in"):
-        tokenizer_file = config.out.with_name(f"{config.out.name}-tokenizer.json")
-        data = config.out.with_name(f"{config.out.name}-data")
         if config.fresh:
             check_deletable(config.out)
-        check_made_by_a_demo(tokenizer_file, data)
-        if config.fresh:
+            check_made_by_a_demo(tokenizer_file, data)
             with alone(data, "making"):
                 delete_run(config.out)
                 delete_ours(data, DATA_FILES)
@@ -86,7 +85,8 @@ def main(config: Config) -> dict[str, Any] | None:
 
 
 def _make(config: Config, tokenizer_file: Path, data: Path) -> dict[str, Any] | None:
-    """Do the stages that are not done yet."""
+    """Do the stages that are not done yet; return None if training was interrupted."""
+    check_made_by_a_demo(tokenizer_file, data)
     if not tokenizer_file.exists():
         log.info("1/4  learning a tokenizer from Jane Austen's novels")
         train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=tokenizer_file))
@@ -116,7 +116,7 @@ def stored_results(config: Config) -> dict[str, Any] | None:
         results = read_json(path)
         summary(results, config.out)  # all that it shows must be there
         finished = (results["steps"], results["seed"]) == (config.steps, config.seed)
-    except (InputError, LookupError, TypeError, ValueError, AttributeError):
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         log.warning("%s is damaged: measuring anew", path)
         return None
     return results if finished else None
@@ -160,7 +160,7 @@ def measure(run: Path, data: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(run)
     training_text, held_out = (_text(tokenizer, data, split) for split in ("train", "val"))
     scored = evaluate.main(evaluate.Config(run=run, data=data))
-    metrics = read_metrics(run)
+    metrics = finished_metrics(run)
     speeds = sorted(line["tokens_per_second"] for line in metrics)
     settings = read_config(run)["training"]
     return {

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gpt_model import GPT
-from gpt_model.run_directory import load_tokenizer
+from gpt_model.run_directory import check_tokenizer, load_tokenizer
 from pretraining.data_folder import check_same_tokenizer, open_data_tokenizer
 from utils.files import InputError, write_atomically
 from utils.hardware import pick_device
@@ -220,6 +220,7 @@ def main(config: Config) -> Score:
     tokenizer = load_tokenizer(config.run)
     check_same_tokenizer(config.run, tokenizer, config.data, open_data_tokenizer(config.data, int(tokens.max())))
     model = GPT.from_run(config.run, config.weights)
+    check_tokenizer(model.config, tokenizer, config.run)
     result = score(model.to(device), tokenizer, tokens, progress=True)
     log.info(
         "%s: %.4f bits per byte, %.4f nats per token (%s bytes in %s tokens, each scored once)",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.figures import BLUE, ORANGE, figure, save_svg
-from utils.files import write_atomically
+from utils.files import InputError, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,18 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if len(entries) < len(lines):
         log.warning("%s: %s damaged lines of %s are left out", path, len(lines) - len(entries), len(lines))
     return entries
+
+
+def finished_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the lines of a finished run, of which there is at least one.
+
+    Raises:
+        InputError: if they are gone.
+    """
+    metrics = read_metrics(run)
+    if not metrics:
+        raise InputError(f"{run / 'metrics.jsonl'} is empty or gone, so how long the run took is not known")
+    return metrics
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

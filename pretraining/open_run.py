@@ -150,6 +150,9 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
     # a run from before a setting existed has what was then the only way, which is the default
     there = {field.name: field.default for field in dataclasses.fields(Config)}
     there = {**dataclasses.asdict(GPTConfig()), **there, **stored["training"], **stored["model"]}
+    for name, known in (("precision", ("float32", "bfloat16")), ("compile", ("on", "off"))):
+        if there[name] not in known:
+            raise InputError(f"{run / CONFIG} is damaged: {name} is {there[name]!r}")
     for name in sorted(wanted.keys() - NOT_THE_RUN):
         if wanted[name] not in (there.get(name), "auto"):
             raise InputError(
@@ -163,7 +166,7 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
             f"{run} has weights but no checkpoint to go on from: choose another --out, or give --fresh to delete it "
             "and start over"
         )
-    _check_steps(config, there["steps"])
+    _check_steps(config, replace(config, steps=there["steps"]).steps)
     config = replace(
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]
     )

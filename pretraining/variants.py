@@ -17,12 +17,12 @@ from typing import Annotated, Any
 import torch
 
 from gpt_model import GPT
-from gpt_model.run_directory import load_tokenizer
+from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining import demo, simple
 from pretraining.config import Config as TrainingConfig
 from pretraining.config import Steps
 from pretraining.evaluate import read_split, score
-from pretraining.metrics import read_metrics
+from pretraining.metrics import finished_metrics
 from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
 from utils.locks import alone
@@ -90,27 +90,38 @@ def _is_comparison(path: Path) -> bool:
     """Return whether a file holds an earlier comparison."""
     try:
         table(read_json(path))
-    except (InputError, LookupError, TypeError, ValueError, AttributeError):
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return False
     return True
 
 
 def _compare(config: Config) -> dict[str, Any] | None:
     """Return what is to be stored, or None if it was asked to stop."""
+    runs = {
+        (name, seed): config.out / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}"
+        for seed in range(config.seeds)  # seed by seed, so that a change of the machine's load falls on all kinds
+        for name in VARIANTS
+    }
+    for run in runs.values():
+        _check_equally_long(run, config.steps)
     training = _prepared(config)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
-    for seed in range(config.seeds):  # seed by seed, so that a change of the machine's load falls on all kinds
-        for name, changes in VARIANTS.items():
-            out = config.out / f"{re.sub('[^A-Za-z0-9]+', '-', name)}-{seed}"
-            if not simple.main(replace(training, out=out, seed=seed, **changes)):
-                return None
-            rows[name].append(_measured(out, training.data))
-            log.info("%s, seed %s: %.4f bits per byte", name, seed, rows[name][-1]["bits_per_byte"])
+    for (name, seed), run in runs.items():
+        if not simple.main(replace(training, out=run, seed=seed, **VARIANTS[name])):
+            return None
+        rows[name].append(_measured(run, training.data))
+        log.info("%s, seed %s: %.4f bits per byte", name, seed, rows[name][-1]["bits_per_byte"])
     return {
         "machine": describe(),
         "steps": config.steps,
         "rows": {name: _summary(runs) for name, runs in rows.items()},
     }
+
+
+def _check_equally_long(run: Path, steps: int) -> None:
+    """Refuse a training that was planned with another number of steps: made longer, it would not be the same."""
+    if (run / "config.json").exists() and (planned := read_config(run)["training"].get("steps")) != steps:
+        raise InputError(f"{run} holds a training of {planned} steps, not {steps}: choose another --out")
 
 
 def _prepared(config: Config) -> TrainingConfig:
@@ -141,7 +152,7 @@ def _measured(run: Path, data: Path) -> dict[str, Any]:
         "validation_loss": result.loss,
         "parameters": model.n_parameters,
         "cache_bytes_per_token": cache.nbytes / model.config.context_length,
-        "seconds": read_metrics(run)[-1]["seconds"],
+        "seconds": finished_metrics(run)[-1]["seconds"],
     }
 
 

@@ -4,6 +4,7 @@ Run as a script it prints the measured passages, to be pasted after measuring an
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -90,6 +91,29 @@ def variants_passage() -> str:
     from pretraining.variants import table
 
     return table(results("pretraining/results/variants.json"))
+
+
+LESSONS = [path for chapter in CHAPTERS[1:] for path in sorted(chapter.glob("[0-9]*.ipynb"))]
+WORDS_PER_MINUTE = 150
+CODE_LINES_PER_MINUTE = 20
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_lesson_is_listed_with_the_time_it_takes(lesson: Path) -> None:
+    """Minutes to read follow from its length, give or take five; minutes to run are measured, and rounded up."""
+    readme = (lesson.parent / "README.md").read_text(encoding="utf-8")
+    listed = re.search(
+        rf"\({lesson.name}\):[^*]*\*(Main path|Side trip); (\d+) minutes to read, (\d+) to run\.\*", readme
+    )
+    assert listed, "name it with '*Main path; 25 minutes to read, 1 to run.*'"
+    length = {"markdown": 0, "code": 0}
+    for cell in json.loads(lesson.read_bytes())["cells"]:
+        source = "".join(cell["source"])
+        length[cell["cell_type"]] += len(source.split() if cell["cell_type"] == "markdown" else source.splitlines())
+    to_read = length["markdown"] / WORDS_PER_MINUTE + length["code"] / CODE_LINES_PER_MINUTE
+    assert abs(int(listed[2]) - to_read) <= 5, f"about {to_read:.0f} minutes to read"
+    seconds = results("results/lessons.json")["seconds"][lesson.relative_to(ROOT).as_posix()]
+    assert int(listed[3]) == math.ceil(seconds / 60)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from utils.files import InputError, printable
 
 Config = TypeVar("Config")
 
+# Characters that a terminal obeys, among them the escape that begins a command; a text needs the first two as they are.
+CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 NARROWEST = 40  # columns of a terminal; with fewer, tyro's layout of the help does not come to an end
 
 
@@ -61,6 +63,12 @@ def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Map
         description += f"\n\nPresets, as first argument: {', '.join(presets)}. Flags after one change its values."
     program = f"python -m {sys.modules['__main__'].__spec__.name.removesuffix('.__main__')}"  # type: ignore[union-attr]
     main(tyro.cli(config_class, args=arguments, prog=program, description=description, **default))
+
+
+def show(text: str) -> None:
+    """Print a piece of a text at once; on a terminal, with its control characters written out, as \\x1b."""
+    sys.stdout.write(text.translate(CONTROLS) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def describe(error: BaseException) -> str:

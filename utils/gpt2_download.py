@@ -23,13 +23,14 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from utils import hub_download
-from utils.files import InputError, write_atomically
+from utils.files import InputError, read_json, write_atomically
 from utils.hub_download import NoConnectionError
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", WEIGHTS)  # the small ones come first
+MOST_BYTES = {name: 10 * 2**30 if name == WEIGHTS else 32 * 2**20 for name in FILES}
 RECORD = "download.json"  # size and SHA-256 of each file that was completed
 
 
@@ -84,7 +85,7 @@ class ModelManager:
         self.cache_dir = Path(cache_dir).expanduser()
 
     def download_gpt2_model(self, size: str, *, force_download: bool = False, revision: str | None = None) -> Path:
-        """A folder in Hugging Face layout: config.json, model.safetensors, vocab.json, merges.txt, tokenizer.json.
+        """Return a folder in Hugging Face layout: config.json, weights, vocab.json, merges.txt, tokenizer.json.
 
         What was begun before, by any process, is continued; while another process downloads, this one waits for it.
 
@@ -112,7 +113,9 @@ class ModelManager:
                     if not force_download and (folder / name).exists():
                         log.warning("%s is not as it was downloaded: fetching it again", folder / name)
                     pinned = release.sha256 if name == WEIGHTS and revision == release.revision else None
-                    sha256 = hub_download.download(release.repo, revision, name, folder / name, pinned)
+                    sha256 = hub_download.download(
+                        release.repo, revision, name, folder / name, pinned, most_bytes=MOST_BYTES[name]
+                    )
                     _record(folder, name, sha256)
         except NoConnectionError as error:
             wanted = ", ".join(_missing(folder)) or "a fresh copy of its files"
@@ -133,10 +136,10 @@ def _find_release(size: str) -> Release:
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, int | str]]:
-    """What is known of the completed files. A record that cannot be read is as good as none."""
+    """Return what is known of the completed files. A record that cannot be read is as good as none."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        record = read_json(folder / RECORD)
+    except (FileNotFoundError, InputError):
         return {}
     files = record if isinstance(record, dict) else {}
     return {name: entry for name, entry in files.items() if isinstance(entry, dict) and "bytes" in entry}
@@ -149,7 +152,7 @@ def _record(folder: Path, name: str, sha256: str) -> None:
 
 
 def _missing(folder: Path) -> list[str]:
-    """The files that have not been completed here, or no longer have the size they had then."""
+    """Return the files that have not been completed here, or no longer have the size they had then."""
     recorded = _recorded(folder)
     sizes = {name: (folder / name).stat().st_size for name in FILES if (folder / name).is_file()}
     return [name for name in FILES if name not in recorded or sizes.get(name) != recorded[name]["bytes"]]

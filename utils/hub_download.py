@@ -32,13 +32,14 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tqdm import tqdm
 
-from utils.files import InputError, sha256, sync_folder
+from utils.files import InputError, printable, sha256, sync_folder
 
 log = logging.getLogger(__name__)
 
 _DELAYS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each new attempt; whenever more has come, they start anew
 _LONGEST_DELAY = 300.0  # seconds: what a server may ask for with Retry-After
 _TIMEOUT = 30.0  # seconds of silence after which a connection counts as lost
+_LONGEST_QUOTE = 200  # characters of what a server says that are shown
 
 
 class DownloadError(OSError):
@@ -50,7 +51,7 @@ class NoConnectionError(DownloadError):
 
 
 def endpoint() -> str:
-    """The address of the Hub: HF_ENDPOINT, or the public one."""
+    """Return the address of the Hub: HF_ENDPOINT, or the public one."""
     url = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         parts = urlsplit(url)
@@ -69,7 +70,7 @@ def require_online() -> None:
         raise NoConnectionError("HF_HUB_OFFLINE is set")
 
 
-def download(repo: str, revision: str, name: str, target: Path, checksum: str | None = None) -> str:
+def download(repo: str, revision: str, name: str, target: Path, checksum: str | None = None, *, most_bytes: int) -> str:
     """Fetch a file of a repository and return its SHA-256. Until it is whole and right, `target` stays as it was.
 
     Two processes must not fetch the same file at once: hold a lock.
@@ -77,6 +78,7 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
     Args:
         checksum: the SHA-256 the file must have. Without it the server's word counts: the ETag of a large file on the
             Hub is its SHA-256, that of a small one the SHA-1 of its git blob.
+        most_bytes: no more than this is taken, or a server could fill the disk.
 
     Raises:
         NoConnectionError: if the server cannot be reached, or HF_HUB_OFFLINE is set.
@@ -87,7 +89,7 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
         raise DownloadError(f"{target} is a folder, where a file should come: remove it, or choose another cache")
     target.parent.mkdir(parents=True, exist_ok=True)
     url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}"
-    return _Download(url, f"{endpoint()}/{repo}", target, checksum).run()
+    return _Download(url, f"{endpoint()}/{repo}", target, checksum, most_bytes).run()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class _Download:
     repository: str  # its page, for people
     target: Path
     checksum: str | None
+    most_bytes: int
 
     def run(self) -> str:
         for last_try in (False, True):
@@ -112,7 +115,7 @@ class _Download:
         raise DownloadError(f"{self.url} came twice with a wrong checksum: the server or a proxy on the way damages it")
 
     def fetch(self) -> tuple[Path, str]:
-        """Ask until all of the file has come. Returns its part, and the checksum it should have."""
+        """Ask until all of the file has come; return its part, and the checksum it should have."""
         failures, furthest, reached = 0, 0, False
         while True:
             try:
@@ -120,7 +123,7 @@ class _Download:
             except (DownloadError, InputError):
                 raise
             except (ValueError, http.client.InvalidURL) as error:  # a header, or the address we were sent to
-                raise DownloadError(f"{self.url}: the server's answer makes no sense: {error}") from error
+                raise DownloadError(f"{self.url}: the server's answer makes no sense: {_quoted(error)}") from error
             except (OSError, http.client.HTTPException) as error:
                 self.raise_if_hopeless(error, reached)
                 reached = True
@@ -138,7 +141,7 @@ class _Download:
                 time.sleep(delay)
 
     def attempt(self) -> tuple[Path, str]:
-        """One request: for the whole file, or for what its part lacks."""
+        """Send one request, for the whole file or for what its part lacks."""
         part = next(iter(self.parts()), None)
         etag = unquote(part.name[len(self.target.name) + 1 : -len(".part")]) if part else ""
         # its last byte is asked for again: of a complete part nothing would be left to send, which is an error
@@ -153,7 +156,7 @@ class _Download:
         with response:
             headers = response.headers
             if response.status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-                raise DownloadError(f"{self.url}: {response.status} {response.reason}, which brings no file")
+                raise DownloadError(f"{self.url}: {response.status} {_quoted(response.reason)}, which brings no file")
             served = _strong_etag(headers["ETag"])
             if start and response.status == HTTPStatus.PARTIAL_CONTENT:
                 begin, size = _content_range(headers["Content-Range"])
@@ -179,7 +182,7 @@ class _Download:
             part.unlink()
 
     def open(self, start: int, etag: str) -> tuple[http.client.HTTPResponse, Message | None]:
-        """The server's answer, and the headers of the Hub where it sent us on to another address."""
+        """Return the server's answer, and the headers of the Hub where it sent us on to another address."""
         request = urllib.request.Request(self.url, headers={"User-Agent": "language-model-from-scratch"})
         if token := _token():
             request.add_header("Authorization", f"Bearer {token}")
@@ -195,7 +198,7 @@ class _Download:
         return response, redirects.linked
 
     def agreed_checksum(self, size: int | None, headers: Message) -> str:
-        """What the file's checksum must be.
+        """Return what the file's checksum must be.
 
         Raises:
             DownloadError: if what the server is about to send is another file.
@@ -210,6 +213,9 @@ class _Download:
 
     def save(self, response: http.client.HTTPResponse, part: Path, start: int, size: int | None) -> None:
         """Write what comes to the part, from `start` on, showing the progress."""
+        too_large = f"{self.url} has more than the {_readable(self.most_bytes)} that such a file may have"
+        if size is not None and size > self.most_bytes:
+            raise DownloadError(too_large)
         free = shutil.disk_usage(part.parent).free
         if size is not None and size - start > free:
             raise DownloadError(
@@ -222,6 +228,9 @@ class _Download:
         with file, bar:
             file.seek(start)
             while block := response.read1(1 << 20):
+                if file.tell() + len(block) > self.most_bytes:  # it did not tell the size, or a wrong one
+                    part.unlink()
+                    raise DownloadError(too_large)
                 with _writing(part):
                     rest = memoryview(block)
                     while rest:  # a disk that is nearly full takes a part of it
@@ -239,7 +248,7 @@ class _Download:
             error.close()
             if error.code in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS) or error.code >= 500:
                 return
-            said = f" ({error.headers['X-Error-Message']})" if error.headers["X-Error-Message"] else ""
+            said = f" ({_quoted(error.headers['X-Error-Message'])})" if error.headers["X-Error-Message"] else ""
             raise DownloadError(f"{self.url}: {_reason(error)}{said}; {self.advice(error.code)}") from error
         # before the server has answered even once: there is no connection, or no such server
         if isinstance(error, URLError) and not reached and not isinstance(error.reason, ConnectionResetError):
@@ -249,7 +258,7 @@ class _Download:
             raise NoConnectionError(f"cannot reach {where}: {_reason(error)}{advice}") from error
 
     def advice(self, status: int) -> str:
-        """What to do about a refusal. The Hub says 401 also of a repository that does not exist."""
+        """Return what to do about a refusal. The Hub says 401 also of a repository that does not exist."""
         if status == HTTPStatus.UNAUTHORIZED and _token():
             return "HF_TOKEN is not valid: unset it, or make a new one at https://huggingface.co/settings/tokens"
         if status == HTTPStatus.FORBIDDEN and _token():
@@ -269,6 +278,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Message, url: str
     ) -> urllib.request.Request | None:
         self.url = url
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise DownloadError(f"{request.full_url}: the server sends us on to {url!r}, which is not an http address")
         if headers["X-Linked-Etag"] and self.linked is None:
             self.linked = headers
         new = super().redirect_request(request, file, code, message, headers, url)
@@ -290,18 +301,18 @@ def _token() -> str:
 
 
 def _strong_etag(header: str | None) -> str:
-    """The ETag without its quotes; "" for a weak one, which does not promise the same bytes."""
+    """Return the ETag without its quotes; "" for a weak one, which does not promise the same bytes."""
     return header.strip('"') if header and header.startswith('"') else ""
 
 
 def _content_range(header: str | None) -> tuple[int, int]:
-    """First byte and size of the whole from `bytes 100-199/200`; (-1, 0) if it is not of this form."""
+    """Return first byte and size of the whole from `bytes 100-199/200`; (-1, 0) if it is not of this form."""
     match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", header or "")
     return (int(match[1]), int(match[2])) if match else (-1, 0)
 
 
 def _retry_after(error: Exception) -> float:
-    """The seconds a busy server asks us to wait."""
+    """Return the seconds that a busy server asks us to wait."""
     header = error.headers["Retry-After"] if isinstance(error, HTTPError) else None
     return float(header) if header and header.isdecimal() else 0.0
 
@@ -311,13 +322,14 @@ def _is_sha256(text: str) -> bool:
 
 
 def _verify(path: Path, checksum: str) -> str | None:
-    """The file's SHA-256, or None if it is not the file the checksum is of."""
+    """Return the file's SHA-256, or None if it is not the file the checksum is of."""
     found = sha256(path)
     if _is_sha256(checksum):
         return found if found == checksum else None
     if re.fullmatch("[0-9a-f]{40}", checksum):  # a small file's
-        data = path.read_bytes()
-        return found if hashlib.sha1(b"blob %d\0%b" % (len(data), data)).hexdigest() == checksum else None
+        start = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+        with path.open("rb") as file:
+            return found if hashlib.file_digest(file, start.copy).hexdigest() == checksum else None
     log.warning("%s: the server tells no checksum, so only its size was compared", path.name)
     return found
 
@@ -334,14 +346,19 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, in a few words."""
+    """Return what went wrong, in a few words."""
     if isinstance(error, HTTPError):
-        return f"{error.code} {error.reason}"
+        return f"{error.code} {_quoted(error.reason)}"
     if isinstance(error, URLError) and isinstance(error.reason, Exception):
         error = error.reason
     if isinstance(error, TimeoutError):
         return "no answer"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return _quoted(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+
+
+def _quoted(said: object) -> str:
+    """Return what a server said, in a form that is safe to print."""
+    return printable(str(said))[:_LONGEST_QUOTE]
 
 
 def _readable(size: int) -> str:

@@ -3,7 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from utils.files import InputError
@@ -16,6 +16,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
     """Keep every other process from writing `target` while the block runs; on Windows, only run the block.
 
     The lock is a hidden file beside the target. The operating system frees it when the process ends, however it ends.
+    Folders that are made for it go again, unless the block puts something into them.
 
     Args:
         target: the folder, whether it exists yet or not.
@@ -25,7 +26,19 @@ def alone(target: Path, doing: str) -> Iterator[None]:
         InputError: if another process is in such a block.
     """
     target = target.absolute()
+    made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(target, doing):
+            yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+@contextmanager
+def _locked(target: Path, doing: str) -> Iterator[None]:
     key = target.parent.resolve() / target.name
     if os.name == "nt" or key in _held:  # Windows has no such locks
         yield

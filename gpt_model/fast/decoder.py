@@ -1,8 +1,8 @@
 """One token after the other, as fast as memory can be read.
 
-A step of batch 1 multiplies each weight once and reads it once, and reading takes longer: the most tokens a second
-are the bytes a second that memory gives, divided by the bytes of the weights. What stands between PyTorch as it
-comes and that ceiling, and what is done about it here:
+A step of batch 1 multiplies each weight once and reads it once, and reading takes longer: the most tokens per
+second are the bytes per second that memory gives, divided by the bytes of the weights. What stands between PyTorch as
+it comes and that ceiling, and what is done about it here:
 
 - Products of a matrix and one row are planned for many rows (`F.linear`). On a CPU `torch.mv` reads faster.
 - Between two products, a dozen small operations cost microseconds each, in each layer. `torch.compile` makes a few
@@ -31,12 +31,12 @@ from utils.files import InputError
 from utils.hardware import compiler_works
 
 Precision = Literal["float32", "bfloat16", "int8"]
-RECORDED = 256  # slots of a cache, on a GPU: a multiple of this
+SLOTS_PER_RECORDING = 256  # on a GPU a cache has a multiple of so many slots, so that few sizes are recorded
 
 
 @torch.library.custom_op("gpt_model::matvec", mutates_args=())
 def matvec(weight_OI: Tensor, x_I: Tensor) -> Tensor:
-    """W x, (O,). An operator of its own, since the compiler would make slower loops of it."""
+    """Return W x, (O,). An operator of its own, since the compiler would make slower loops of it."""
     return torch.mv(weight_OI, x_I)
 
 
@@ -68,15 +68,17 @@ class LayerStep:
     """
 
     def __init__(self, layer: LayerCache, position_1: Tensor, span: int | None) -> None:
-        self.layer, self.position_1, self.span = layer, position_1, span
+        self.layer = layer
+        self.position_1 = position_1
+        self.span = span
         self.lengths = [0]  # unknown here; the positions are given
 
     def mask(self, base: Mask) -> Mask:
-        """What `append` says counts."""
+        """Return the mask as it is: what `append` returns counts."""
         return base
 
     def append(self, *new_BG1D: Tensor, mask: Mask) -> tuple[list[Tensor], Mask]:
-        """As `LayerCache.append`, for one token."""
+        """Store one token, as `LayerCache.append` does; return what to look at, and the mask for it."""
         slot_1 = self.layer.slots(self.position_1)
         for buffer, new in zip(self.layer.buffers, new_BG1D, strict=True):
             buffer.index_copy_(2, slot_1, new.to(buffer.dtype))
@@ -108,7 +110,8 @@ class FastDecoder:
     def __init__(self, model: GPT, precision: Precision = "bfloat16", *, compile: bool = False) -> None:
         if precision not in ("float32", "bfloat16", "int8"):
             raise InputError(f"precision must be float32, bfloat16 or int8, got {precision!r}")
-        self.config, self.precision = model.config, precision
+        self.config = model.config
+        self.precision = precision
         self.device = model.token_embedding.weight.device
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.model = copy.deepcopy(model, {id(x): x for x in model.parameters()})  # its modules, not its weights
@@ -134,10 +137,10 @@ class FastDecoder:
         return torch.compile(self._one_token, dynamic=True, **options)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
-        """See `GPT.new_cache`."""
+        """Return an empty cache; see `GPT.new_cache`."""
         max_length = self.config.context_length if max_length is None else max_length
         # a recording is for one size; else a slot more than is filled: all there are would be another shape to compile
-        slots = -(-max_length // RECORDED) * RECORDED if self._recorded else max_length + 1
+        slots = -(-max_length // SLOTS_PER_RECORDING) * SLOTS_PER_RECORDING if self._recorded else max_length + 1
         cache = self.model.new_cache(batch_size, slots)
         if self._recorded:  # and it reads and writes the same memory each time
             for buffer in (buffer for layer in cache.layers for buffer in layer.buffers):
@@ -146,8 +149,10 @@ class FastDecoder:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that a step of one row reads besides the cache: all weights but the experts that it does not ask,
-        and the table of positions, of which it reads a row."""
+        """Bytes that a step of one row reads besides the cache.
+
+        These are all weights but the experts that it does not ask, and the table of positions, of which it reads a row.
+        """
         resting: set[nn.Module] = set()
         if self.config.n_experts and not self._recorded:
             for block in self.model.blocks:
@@ -162,7 +167,7 @@ class FastDecoder:
     def __call__(
         self, ids_BT: Tensor, *, mask: Mask | None = None, cache: KVCache | None = None, last_only: bool = False
     ) -> tuple[Tensor, None]:
-        """Logits as `GPT.forward` gives them; no loss, no gradients."""
+        """Return logits as `GPT.forward` does; no loss, no gradients."""
         alike = (mask is None or mask == CAUSAL) and cache is not None and len(set(cache.lengths)) == 1
         if alike and ids_BT.shape[1] == 1 and self._has_room(cache):
             return self._fast_step(ids_BT, cache)[:, None], None
@@ -170,16 +175,17 @@ class FastDecoder:
         return self._logits(x_BTC[:, -1:] if last_only else x_BTC), None
 
     def _has_room(self, cache: KVCache) -> bool:
-        """Whether a fast step can follow: there is a token already, and a slot for one more, but for the spare one.
+        """Return whether a fast step can follow: there is a token, and a slot for one more beside the spare one.
 
         If there is no room at all, the model says what is wrong.
         """
-        length, spare = cache.lengths[0], 0 if self._recorded else 1
+        length = cache.lengths[0]
+        spare = 0 if self._recorded else 1
         fits = cache.max_length is None or length + spare < cache.max_length
         return 0 < length < self.config.context_length and fits
 
     def _fast_step(self, ids_B1: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, V) after one token more."""
+        """Return the logits (B, V) after one token more."""
         length = cache.lengths[0]
         position_1 = torch.tensor([length], device=self.device)
         logits_BV = self._step(ids_B1.clone(), position_1, length + 1, cache.layers)

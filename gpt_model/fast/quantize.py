@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from attention_mechanisms import MultiHeadLatentAttention
 
-LARGEST = 127  # not -128, so that the grid is symmetric
+LARGEST_INTEGER = 127  # not -128, so that the grid is symmetric
 
 # Integers in the layout that the processor's instructions want. A compiled program cannot be handed a tensor of such
 # a layout, so it is handed a number, under which `integer_product` finds it.
@@ -30,16 +30,16 @@ _numbers = itertools.count()
 
 
 def quantize_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers (O, I), int8, and the scale of each row (O,), float32. A row of zeros stays one."""
+    """Return integers (O, I), int8, and the scale of each row (O,), float32. A row of zeros stays one."""
     weight_OI = weight_OI.float()
-    scale_O = weight_OI.abs().amax(dim=1) / LARGEST
+    scale_O = weight_OI.abs().amax(dim=1) / LARGEST_INTEGER
     return (weight_OI / scale_O.clamp(min=1e-30)[:, None]).round().to(torch.int8), scale_O
 
 
 def split(x_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Coarse and fine integers (2 N, I), int8, and each row's unit (N, 1): x ~ unit * (128 coarse + fine)."""
+    """Return coarse and fine integers (2 N, I), int8, and each row's unit (N, 1): x ~ unit * (128 coarse + fine)."""
     x_NI = x_NI.float()
-    unit_N1 = x_NI.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / (128 * LARGEST)
+    unit_N1 = x_NI.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / (128 * LARGEST_INTEGER)
     whole_NI = (x_NI / unit_N1).round()
     coarse_NI = (whole_NI / 128).round()
     return torch.cat([coarse_NI, whole_NI - 128 * coarse_NI]).to(torch.int8), unit_N1
@@ -47,7 +47,7 @@ def split(x_NI: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("gpt_model::integer_product", mutates_args=())
 def integer_product(x_NI: Tensor, scale_O: Tensor, number: int) -> Tensor:
-    """scale * (x W^T), W being the packed integers of this number: (N, O), float32."""
+    """Return scale * (x W^T), W being the packed integers of this number: (N, O), float32."""
     zero_O = torch.zeros(len(scale_O), dtype=torch.int32)
     return torch.ops.onednn.qlinear_pointwise(
         x_NI, 1.0, 0, _packed[number], scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
@@ -60,7 +60,7 @@ def _(x_NI: Tensor, scale_O: Tensor, number: int) -> Tensor:
 
 
 def pack(quantized_OI: Tensor) -> int | None:
-    """The number under which `integer_product` finds these integers; None where PyTorch has no integer product."""
+    """Return the number by which `integer_product` finds these integers; None where PyTorch has no such product."""
     if quantized_OI.device.type != "cpu":
         return None
     try:
@@ -79,7 +79,9 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.bias = linear.bias
         self.dtype = linear.weight.dtype
         quantized_OI, scale_O = quantize_rows(linear.weight.detach())
         self.register_buffer("scale", scale_O)
@@ -101,7 +103,7 @@ class Int8Linear(nn.Module):
         return self.in_features * self.out_features + vectors
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), in x's dtype."""
+        """Map (..., I) to (..., O), in x's dtype."""
         if self.number is None:
             return F.linear(x, self.weight, self.bias)
         x_2NI, unit_N1 = split(x.reshape(-1, self.in_features))
@@ -112,7 +114,7 @@ class Int8Linear(nn.Module):
 
 
 class Int8Embedding(nn.Module):
-    """A table of which a row is made whole when it is looked up."""
+    """A table in eight bits; a row becomes the table's dtype when it is looked up."""
 
     quantized: Tensor
     scale: Tensor
@@ -125,7 +127,7 @@ class Int8Embedding(nn.Module):
         self.register_buffer("scale", scale_V)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids of any shape -> the same with a dimension C added."""
+        """Look up token ids of any shape; return their rows, with a dimension C added."""
         return (self.quantized[ids] * self.scale[ids][..., None]).to(self.dtype)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from gpt_model import GPT
+from gpt_model import GPT, TextGenerator
 from gpt_model.beam_search import beam_search
 from tests.gpt_model.models import Bigrams, decided, twins
 from utils.files import InputError
+from working_with_text_data.minbpe import RegexTokenizer
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def test_bad_requests_are_named() -> None:
         (([7], 2, 3), "the prompt's tokens must be ids below 5, the vocabulary's size, got 7"),
         (([1], 0, 3), "n_beams must be at least 1, got 0"),
         (([1], 2, 0), "max_new_tokens must be at least 1, got 0"),
-        (([1] * 62, 2, 3), "the prompt's 62 tokens and 3 new ones are more than the context of 64"),
+        (([1] * 62, 2, 4), "the prompt's 62 tokens and 4 new ones are more than the context of 64"),
         (([1], 2, 3, math.nan), "length_penalty must be from -10 to 10, got nan"),
         (([1], 2, 3, 1e4), "length_penalty must be from -10 to 10, got 10000.0"),
         (([1], 2, 3, 1.0, 5), "end_token must be ids below 5, the vocabulary's size, got 5"),
@@ -124,6 +125,14 @@ def test_bad_requests_are_named() -> None:
     torch.nn.init.constant_(model.final_norm.bias, math.nan)
     with pytest.raises(InputError, match="no token can be chosen"):
         beam_search(model, [1], 2, 3)
+
+
+def test_one_token_more_than_the_context_fits() -> None:
+    """The last new token is never read."""
+    model, prompt = decided(), [1] * 62
+    ((new, _),) = beam_search(model, prompt, 1, 3)
+    greedy = TextGenerator(model, RegexTokenizer()).tokens(prompt, temperature=0, max_new_tokens=3, overflow="error")
+    assert new == list(greedy)
 
 
 def test_where_a_text_can_only_end() -> None:

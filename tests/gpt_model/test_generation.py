@@ -309,7 +309,13 @@ class TestOverflow:
             with torch.no_grad():
                 ids.append(int(generator.model(torch.tensor([ids[start:]]))[0][0, -1].argmax()))
         assert prompt + tokens == ids
-        assert caplog.messages == [f"the context of {context} tokens is full: its older half is forgotten"]  # once
+        assert caplog.messages == [f"once the context of {context} tokens is full, its older half is forgotten"]
+
+    def test_what_will_be_forgotten_is_said_before_the_text_begins(
+        self, generator: TextGenerator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        generator.stream("q" * 10, max_new_tokens=generator.model.config.context_length)
+        assert len(caplog.messages) == 1
 
     def test_a_prompt_longer_than_the_context_is_read_from_its_end(
         self, generator: TextGenerator, caplog: pytest.LogCaptureFixture
@@ -324,7 +330,7 @@ class TestOverflow:
         self, generator: TextGenerator, caplog: pytest.LogCaptureFixture
     ) -> None:
         prompt = [97] * 10
-        n = generator.model.config.context_length - 10
+        n = generator.model.config.context_length - 10 + 1  # the last is never read
         with caplog.at_level(logging.DEBUG):
             tokens = list(generator.tokens(prompt, max_new_tokens=n, overflow="error", stop_tokens=(), seed=0))
         assert len(tokens) == n
@@ -332,11 +338,11 @@ class TestOverflow:
 
     def test_an_error_comes_before_it_starts(self) -> None:
         generator = writer(make_tokenizer(), b"abc", context_length=20)
-        message = "the prompt's 15 tokens and 6 new ones are more than the context of 20"
+        message = "the prompt's 15 tokens and 7 new ones are more than the context of 20"
         with pytest.raises(InputError, match=message):
-            generator.stream("q" * 15, max_new_tokens=6, overflow="error")  # at the call, not at the first piece
+            generator.stream("q" * 15, max_new_tokens=7, overflow="error")  # at the call, not at the first piece
         with pytest.raises(InputError, match=message):
-            generator.stream_batch(["q", "q" * 15], max_new_tokens=6, overflow="error")
+            generator.stream_batch(["q", "q" * 15], max_new_tokens=7, overflow="error")
         assert generator.model.given == []
 
     def test_a_context_of_one_token(self) -> None:
@@ -347,7 +353,7 @@ class TestOverflow:
 
 class TestRequests:
     def test_impossible_ones_are_named_at_once(self, generator: TextGenerator) -> None:
-        with pytest.raises(InputError, match="temperature must be 0, or a number from 1e-06 on, got -1"):
+        with pytest.raises(InputError, match="temperature must be at least 0 and at most 1e\\+06, got -1"):
             generator.stream("x", temperature=-1)
         with pytest.raises(InputError, match="stop_tokens must be ids below 271"):
             generator.stream("x", stop_tokens=[271])

@@ -227,11 +227,11 @@ def test_every_parameter_gets_a_gradient() -> None:
     ("field", "value", "message"),
     [
         ("n_heads", 3, "n_heads must divide d_model, got 3 heads for width 64"),
-        ("n_layers", 0, "n_layers must be a whole number from 1 on, got 0"),
-        ("d_model", "64", "d_model must be a whole number from 1 on, got '64'"),
-        ("n_heads", 2.0, r"n_heads must be a whole number from 1 on, got 2\.0"),
+        ("n_layers", 0, "n_layers must be at least 1 and at most 1,024, got 0"),
+        ("d_model", "64", "d_model must be a whole number, at least 1 and at most 65,536, got '64'"),
+        ("n_heads", 2.0, r"n_heads must be a whole number, at least 1 and at most 1,024, got 2\.0"),
         ("dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
-        ("vocab_multiple", 0, "vocab_multiple must be at least 1, got 0"),
+        ("vocab_multiple", 0, "vocab_multiple must be at least 1 and .*, got 0"),
         ("kernel", "fast", "kernel must be one of auto, manual, sdpa, flex, got 'fast'"),
     ],
 )

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from gpt_model import GPTConfig, costs
 from gpt_model.devices import find_device
-from gpt_model.plan import NEARLY, USABLE, Config, Serving, plan, report
+from gpt_model.plan import NEARLY_HIGHEST, USABLE_SHARE, Config, Serving, plan, report
 from utils.files import InputError
+from utils.ranges import range_of
 
 ROOT = Path(__file__).parent.parent.parent
 SIZES = ["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl", "demo", "tiny"]
@@ -33,7 +34,7 @@ anything = given(
 @anything
 def test_the_batch_fits_and_no_larger_one_does(**fields: Any) -> None:
     made = plan(config := Config(**fields))
-    usable = USABLE * made.device.memory
+    usable = USABLE_SHARE * made.device.memory
 
     def total(model: GPTConfig, batch: int) -> int:
         return costs.training_memory(model, batch, config.context, optimizer=config.optimizer).total
@@ -52,7 +53,7 @@ def test_the_batch_fits_and_no_larger_one_does(**fields: Any) -> None:
 @anything
 def test_texts_fit_and_the_favoured_remembers_most_of_the_fastest(**fields: Any) -> None:
     made = plan(config := Config(**fields))
-    usable = USABLE * made.device.memory
+    usable = USABLE_SHARE * made.device.memory
     kinds = costs.variants(made.model)
     without = {name for name in kinds if name.startswith("SWA") and config.context <= costs.WINDOW}
     assert [one.name for one in made.serving] == [name for name in kinds if name not in without]
@@ -71,9 +72,9 @@ def test_texts_fit_and_the_favoured_remembers_most_of_the_fastest(**fields: Any)
         if favoured is None:
             assert not possible
             continue
-        assert favoured.ceiling >= NEARLY * max(one.ceiling for one in possible)
+        assert favoured.ceiling >= NEARLY_HIGHEST * max(one.ceiling for one in possible)
         for one in possible:
-            assert one.cache <= favoured.cache or one.ceiling < NEARLY * max(one.ceiling for one in possible)
+            assert one.cache <= favoured.cache or one.ceiling < NEARLY_HIGHEST * max(one.ceiling for one in possible)
 
 
 def by_name(config: Config) -> dict[str, Serving]:
@@ -151,13 +152,25 @@ def test_nonsense_is_one_line_on_the_command_line() -> None:
     [
         ({"size": "gpt5"}, "there is no preset 'gpt5'; there are gpt2-small, .*"),
         ({"gpu": "0GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '0GB'"),
+        ({"gpu": "9" * 400 + "GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '9+GB'"),
         ({"gpu": "-24GB"}, "--gpu must be a memory, as in 24GB, or one of A100, .*; got '-24GB'"),
-        ({"context": 0}, "--context must be at least 1, got 0"),
-        ({"tokens_per_step": 0}, "--tokens-per-step must be at least 1, got 0"),
-        ({"sequences": 0}, "--sequences must be at least 1, got 0"),
-        ({"utilisation": 40.0}, r"--utilisation is a share above 0 and up to 1, got 40\.0"),
+        ({"context": 0}, "context must be at least 1 and at most 16,777,216, got 0"),
+        ({"tokens_per_step": 0}, "tokens_per_step must be at least 1 and .*, got 0"),
+        ({"sequences": 0}, "sequences must be at least 1 and .*, got 0"),
+        ({"utilisation": 40.0}, r"utilisation must be at least 0\.001 and at most 1, got 40\.0"),
     ],
 )
 def test_wrong_values_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         plan(Config(**fields))
+
+
+@pytest.mark.parametrize("size", ["gpt2-xl", "tiny"])
+@pytest.mark.parametrize("name", ["context", "tokens_per_step", "utilisation", "sequences"])
+def test_the_ends_of_each_range_can_be_planned(name: str, size: str) -> None:
+    range_ = range_of(get_type_hints(Config, include_extras=True)[name])
+    assert range_ is not None
+    for number in (range_.least, range_.most):
+        for gpu in ("0.001GB", "24GB", "1000000GB"):
+            config = Config(size=size, gpu=gpu, **{name: number})
+            assert report(config, plan(config))

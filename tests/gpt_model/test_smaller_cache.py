@@ -19,6 +19,7 @@ from gpt_model import GPT, GPTConfig, TextGenerator, convert
 from gpt_model.run_directory import load_tokenizer
 from gpt_model.smaller_cache import LayerReport, describe, to_gqa, to_mla
 from utils.files import InputError
+from working_with_text_data.minbpe import GPT2Tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 C, H, L = 48, 6, 2
@@ -248,7 +249,7 @@ def test_what_cannot_be_converted_is_refused(changes: dict[str, Any], convert_it
 def test_the_report_reads_as_a_table() -> None:
     report = [LayerReport(40, 0.25, 1536, 640), LayerReport(9, 0.001, 1536, 144)]
     assert [" ".join(line.split()) for line in describe(report).splitlines()] == [
-        "layer size error bytes of cache a token",
+        "layer size error bytes of cache per token",
         "0 40 25.00% 1,536 -> 640",
         "1 9 0.10% 1,536 -> 144",
         "sum 3,072 -> 784",
@@ -281,10 +282,23 @@ def test_a_run_has_the_latent_that_the_most_demanding_layer_needs(finished_run: 
 
 def test_a_pretrained_model_is_converted_too(tmp_path: Path) -> None:
     model = GPT(GPTConfig(context_length=8, d_model=8, n_layers=1, n_heads=2))
-    model.export_to_hf(tmp_path / "theirs")
+    model.export_to_hf(tmp_path / "theirs", GPT2Tokenizer())
     convert.main(convert.Config(pretrained=str(tmp_path / "theirs"), out=tmp_path / "gqa", n_kv_groups=1))
     assert GPT.from_run(tmp_path / "gqa").config == replace(model.config, attention="gqa", n_kv_groups=1)
     assert load_tokenizer(tmp_path / "gqa").vocab_size == 50_257
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    hold = "import sys, pathlib, utils.locks\nwith utils.locks.alone(pathlib.Path(sys.argv[1]), ''): print(); input()"
+    command = [sys.executable, "-c", hold, out]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "\n"
+        with pytest.raises(InputError, match=f"another process is writing {out}"):
+            convert.main(convert.Config(run=finished_run, out=out, latent_dim=8))
+        other.communicate("\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_script_that_is_not_told_what_to_do_or_where_says_so(finished_run: Path, tmp_path: Path) -> None:

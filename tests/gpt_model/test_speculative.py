@@ -139,12 +139,20 @@ def test_the_target_is_asked_once_a_round() -> None:
     assert max(read[1:]) == 4
 
 
+def test_one_token_more_than_the_context_fits() -> None:
+    """The last new token is never read."""
+    target = decided(0, context_length=20)
+    sampling = Sampling(temperature=0, max_new_tokens=18, overflow="error", stop_tokens=())
+    written = [token for made in speculate(target, decided(1), [1, 2, 3], sampling) for token in made.tokens]
+    assert written == list(TextGenerator(target, RegexTokenizer()).tokens([1, 2, 3], sampling))
+
+
 def test_what_cannot_be_done_is_named_at_once() -> None:
     target = decided(0)
     for other, sampling, message in (
         (decided(0, vocab_size=300), Sampling(max_new_tokens=9), "the same vocabulary, got 256 and 300 tokens"),
         (decided(0, attention="swa"), Sampling(max_new_tokens=9), "back, which the ring cache of attention=swa cannot"),
-        (decided(0, context_length=20), Sampling(max_new_tokens=20), "more than the context of 20"),
+        (decided(0, context_length=20), Sampling(max_new_tokens=21), "more than the context of 20"),
         (target, Sampling(repetition_penalty=1.5, max_new_tokens=9), "does not know repetition_penalty, got 1.5"),
         (target, Sampling(stop=["a"], max_new_tokens=9), r"does not know stop, got \['a'\]"),
     ):

@@ -1,5 +1,7 @@
 """Checkpoints under damage, and on disks that fill up for real."""
 
+import json
+import os
 import resource
 import shutil
 import subprocess
@@ -71,6 +73,45 @@ def test_a_damaged_one_is_named_and_the_one_before_taken(
     assert (model.final_norm.weight == 3).all()
     assert "step_000003 is damaged" in caplog.text
     assert sha256(run / "model.safetensors") == sha256(list_checkpoints(run)[1] / "model.safetensors")
+
+
+@pytest.mark.parametrize("checksums", [b"{}", b"[]", b"3", b"[" * 5000, b'{"state.pt": null}'])
+def test_a_missing_checksum_is_damage(run: Path, model: GPT, checksums: bytes) -> None:
+    (list_checkpoints(run)[0] / "checksums.json").write_bytes(checksums)
+    (list_checkpoints(run)[0] / "state.pt").write_bytes(b"")
+    assert load(run, model) == {"step": 2, "note": "after 2"}
+
+
+@pytest.mark.parametrize("content", [[1], {"step": 3}, {"step": 7, "note": "after 7"}, {"step": 3, "note": 7}, Path])
+def test_a_foreign_state_is_damage_though_its_checksum_is_right(
+    run: Path, model: GPT, content: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = list_checkpoints(run)[0]
+    torch.save(content, folder / "state.pt")
+    checksums = {name: sha256(folder / name) for name in ("model.safetensors", "state.pt")}
+    (folder / "checksums.json").write_text(json.dumps(checksums))
+    notes: list[str] = []
+    assert load_checkpoint(run, model, lambda state: notes.append("restored " + state["note"]))
+    assert notes == ["restored after 2"]
+    assert (model.final_norm.weight == 3).all()
+    assert "step_000003 is damaged" in caplog.text
+    assert "weights_only" not in caplog.text  # PyTorch's advice is to run what the file holds
+    assert "\x1b" not in caplog.text
+
+
+def test_files_are_readable_as_the_umask_says(run: Path, model: GPT) -> None:
+    before = os.umask(0o022)
+    save_checkpoint(run, 4, model, {})
+    os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in [run / "model.safetensors", *list_checkpoints(run)[0].iterdir()]}
+    assert modes == {0o644}
+
+
+def test_loading_again_and_again_leaves_nothing_behind(run: Path, model: GPT) -> None:
+    before = sorted(run.rglob("*"))
+    for _ in range(2):
+        load(run, model)
+        assert sorted(run.rglob("*")) == before
 
 
 def test_a_damaged_one_makes_room_for_sound_ones(run: Path, model: GPT) -> None:

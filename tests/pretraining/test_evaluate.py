@@ -1,7 +1,10 @@
 """Bits per byte: every byte once, whatever the windows, and against an obvious twin."""
 
 import gzip
+import logging
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +15,11 @@ from hypothesis import strategies as st
 
 from gpt_model import GPT, GPTConfig
 from pretraining import evaluate
-from pretraining.evaluate import NOT_SCORED, compression, read_split, score, windows
+from pretraining.evaluate import NOT_SCORED, batches, compression, read_split, score, windows
+from tests.tiny_run import other_tokenizer
 from utils.files import InputError
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
+from working_with_text_data.shards import write_shard
 
 CONTEXT = 16
 
@@ -80,6 +85,39 @@ def test_a_model_that_knows_nothing_pays_the_uniform_price(tokenizer: Tokenizer)
     assert result.nats == pytest.approx(result.n_tokens * math.log(tokenizer.vocab_size), rel=1e-5)
 
 
+def test_no_position_is_computed_for_nothing(model: GPT, tokenizer: Tokenizer) -> None:
+    """Short documents are padded to the longest beside them, and go through the model many at a time."""
+    sizes: list[torch.Size] = []
+    hook = model.register_forward_pre_hook(lambda _, arguments: sizes.append(arguments[0].shape))
+    result = score(model, tokenizer, tokens_of(tokenizer, *["the end"] * 500, *["the fox jumps"] * 500), batch_size=8)
+    hook.remove()
+    assert sum(size.numel() for size in sizes) <= 1.02 * result.n_tokens
+    assert all(8 * CONTEXT - CONTEXT < size.numel() <= 8 * CONTEXT for size in sizes[:-1])
+
+
+def test_windows_are_made_when_they_are_needed() -> None:
+    taken = 0
+
+    def documents() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for _ in range(1000):
+            taken += 1
+            yield np.arange(11)
+
+    inputs, targets = next(batches(documents(), context=CONTEXT, batch_size=5))
+    assert inputs.shape == targets.shape == (8, 10)  # 5 * 16 positions
+    assert taken == 9
+
+
+def test_without_the_token_between_documents_a_text_is_one(model: GPT, tokenizer: Tokenizer) -> None:
+    plain = RegexTokenizer()
+    plain.train("the quick brown fox jumps over the lazy dog, the end. " * 4, 290)
+    tokens = np.array(plain.encode(DOCUMENTS[0]), dtype=np.uint16)
+    expected = score(model, tokenizer, tokens)  # the same tokens, none of which is <|endoftext|>
+    assert score(model, plain, tokens) == expected
+    assert expected.n_tokens == len(tokens) - 1
+
+
 def test_nothing_to_score_is_named(model: GPT, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="no held-out tokens to score"):
         score(model, tokenizer, tokens_of(tokenizer, "", ""))
@@ -114,3 +152,48 @@ def test_the_script_scores_a_run(finished_run: Path, data: Path) -> None:
     assert result.n_bytes == first.n_bytes
     assert result.bits_per_byte < first.bits_per_byte
     assert (finished_run / "evaluation.json").exists()
+
+
+class TestBelonging:
+    """A run and shards of another tokenizer are refused: the result would be a number that means nothing."""
+
+    @pytest.fixture
+    def run(self, finished_run: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+    @pytest.fixture
+    def shards(self, data: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(data, tmp_path / "shards"))
+
+    def refused(self, run: Path, shards: Path, message: str) -> None:
+        (run / "evaluation.json").unlink(missing_ok=True)
+        with pytest.raises(InputError, match=message):
+            evaluate.main(evaluate.Config(run=run, data=shards, device="cpu"))
+        assert not (run / "evaluation.json").exists()
+
+    @pytest.mark.parametrize("vocab_size", [300, 512, 600])
+    def test_shards_of_another_tokenizer(self, run: Path, shards: Path, vocab_size: int) -> None:
+        other_tokenizer(shards / "bpe.json", vocab_size)
+        write_shard(shards / "val_000000.bin", np.arange(vocab_size, dtype=np.uint16))
+        self.refused(run, shards, f"{run} and {shards} have different tokenizers")
+
+    def test_an_exchanged_tokenizer(self, run: Path, shards: Path) -> None:
+        other_tokenizer(run / "bpe.json")
+        self.refused(run, shards, "have different tokenizers")
+        other_tokenizer(run / "bpe.json", 600)
+        other_tokenizer(shards / "bpe.json", 600)
+        self.refused(run, shards, "the model has 512 token embeddings but the tokenizer .* has 600 tokens")
+
+    def test_tokens_that_the_tokenizer_beside_them_lacks(self, run: Path, shards: Path) -> None:
+        write_shard(shards / "val_000000.bin", np.arange(600, dtype=np.uint16))
+        self.refused(run, shards, "holds the token 599 but its tokenizer has only 512")
+        (shards / "bpe.json").unlink()
+        self.refused(run, shards, "has no tokenizer")
+
+    def test_a_score_that_cannot_be_stored_is_said(
+        self, run: Path, shards: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (run / "evaluation.json").mkdir()
+        with caplog.at_level(logging.INFO), pytest.raises(OSError, match="directory"):
+            evaluate.main(evaluate.Config(run=run, data=shards, device="cpu"))
+        assert "bits per byte" in caplog.text

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from gpt_model import GPT
+from gpt_model.costs import training_memory
 from pretraining import simple
+from pretraining.memory import least_memory
 from pretraining.metrics import read_metrics
 from pretraining.open_run import open_run
 from tests.tiny_run import other_tokenizer, tiny
@@ -256,12 +258,121 @@ class TestRunDirectories:
         with pytest.raises(InputError, match="have different tokenizers"):
             simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
 
+    def test_weights_without_a_checkpoint_are_kept(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        shutil.rmtree(run / "train_state")
+        before = sha256(run / "model.safetensors")
+        with pytest.raises(InputError, match="has weights but no checkpoint to go on from"):
+            simple.main(tiny(data, run, snapshot_every=6))
+        assert sha256(run / "model.safetensors") == before
+        assert simple.main(tiny(data, run, fresh=True, steps=1))
+
+    def test_what_a_power_cut_leaves(
+        self, data: Path, finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        unfinished = run / "train_state" / ".step_000013.tmp"
+        unfinished.mkdir()
+        for path in (unfinished / "state.pt", run / ".model.safetensors.tmp", run / ".metrics.jsonl.123.tmp"):
+            path.write_text("half")
+        sound = (run / "metrics.jsonl").read_bytes()
+        torn = b'{"step": 12, "lo{"step": 13}\n[[[\n{"step": 1e999}\n3\n' + b"[" * 5000 + b"\n\xff\0\0\0\n\0\0\0"
+        (run / "metrics.jsonl").write_bytes(sound + torn)
+        assert simple.main(tiny(data, run, snapshot_every=6))
+        assert (run / "metrics.jsonl").read_bytes() == sound
+        assert "metrics.jsonl: 7 damaged lines of 10 are left out" in caplog.text
+        assert not list(run.rglob(".*"))
+
     def test_a_kill_before_the_first_checkpoint(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / ".config.json.1.tmp").write_text("half")
         open_run(tiny(data, tmp_path / "run"))
         (tmp_path / "run" / "bpe.json").unlink()
         assert simple.main(tiny(data, tmp_path / "run"))
+
+
+class TestGoingOnOtherwise:
+    """A run can be made longer, and can move to another device; both are said."""
+
+    def test_more_steps_follow_the_new_schedule(
+        self, data: Path, finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(finished_run, run)
+        longer = tiny(data, run, steps=24, snapshot_every=6)
+        trainer = simple.Trainer(*open_run(longer))
+        assert "was to take 12 steps and now takes 24: from step 13 on, the learning rate is the one" in caplog.text
+        assert trainer.resume()
+        trainer.step()
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+        factor = simple.learning_rate_factor(12, 24, longer.warmup)
+        assert rates == pytest.approx([longer.lr * factor, longer.matrix_lr * factor])
+        caplog.clear()
+        assert simple.main(longer)  # it is the plan now, and killed or not, the same command goes on
+        assert not caplog.text
+        assert [line["step"] for line in read_metrics(run)] == [5, 10, 12, 15, 20, 24]
+        with pytest.raises(InputError, match="has taken 24 steps, so it cannot end after 12: choose more --steps"):
+            simple.main(tiny(data, run, snapshot_every=6))
+
+    def test_begun_on_a_gpu_and_resumed_without_one(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        run = tmp_path / "run"
+        config, model_config, shards = open_run(tiny(data, run))
+        trainer = simple.Trainer(config, model_config, shards)
+        state = {**trainer.state_dict(), "cuda_rng": [torch.get_rng_state()] * 2}
+        monkeypatch.setattr(trainer, "state_dict", lambda: state)
+        trainer.save()
+        path = run / "config.json"
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+        message = f"{run} was trained on cuda, which this machine does not have: give --device cpu to go on"
+        with pytest.raises(InputError, match=message):
+            simple.main(tiny(data, run, device="auto"))
+        assert simple.main(tiny(data, run))
+        assert "was trained on cuda and goes on with cpu: the result will not be the same bit for bit" in caplog.text
+        assert json.loads(path.read_bytes())["training"]["device"] == "cpu"
+        assert simple.main(tiny(data, run, device="auto"))
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"n_layers": 10**7},
+            {"d_model": 2**20},
+            {"batch_size": 2 * 10**9},
+            {"attention": "mla", "latent_dim": 2**20, "n_layers": 10**5},
+        ],
+    )
+    @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+    def test_what_no_machine_holds_is_refused_before_it_is_built(
+        self, data: Path, tmp_path: Path, changes: dict[str, object], precision: str
+    ) -> None:
+        with pytest.raises(InputError, match=r"a training step would need [\d,]+ GB at least, and cpu has"):
+            simple.main(tiny(data, tmp_path / "new" / "folders" / "run", precision=precision, **changes))
+        assert not list(tmp_path.iterdir())
+
+    def test_a_step_needs_at_least_what_is_compared(self, data: Path, tmp_path: Path) -> None:
+        """The bound is one: with no more memory than that a step could not be taken."""
+        config, model_config, shards = open_run(tiny(data, tmp_path / "run"))
+        trainer = simple.Trainer(config, model_config, shards)
+        trainer.step()
+        kept = [*trainer.model.parameters()]
+        kept += [t for optimizer in trainer.optimizers for state in optimizer.state.values() for t in state.values()]
+        held = sum(tensor.nbytes for tensor in kept) + sum(p.nbytes for p in trainer.model.parameters())  # gradients
+        most = training_memory(model_config, 4, 32, autocast=False, optimizer="muon").total
+        assert held < least_memory(config, model_config) < most
+
+
+def test_no_clipping_is_clipping_beyond_every_gradient(data: Path, tmp_path: Path) -> None:
+    runs = {clip: tmp_path / str(clip) for clip in (0.0, 1e9, 0.01)}
+    for clip, out in runs.items():
+        assert simple.main(tiny(data, out, clip=clip, steps=3, optimizer="adamw"))
+    sums = {clip: sha256(out / "model.safetensors") for clip, out in runs.items()}
+    assert sums[0.0] == sums[1e9] != sums[0.01]
 
 
 class TestBadData:

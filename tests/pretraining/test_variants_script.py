@@ -40,6 +40,8 @@ def test_what_is_trained_is_not_trained_again(config: variants.Config, monkeypat
     config = replace(config, seeds=1)
     variants.main(config)
     first = json.loads(config.results.read_bytes())["rows"]
+    with pytest.raises(InputError, match="holds a training of 2 steps, not 3: choose another --out"):
+        variants.main(replace(config, steps=3))  # going on would not make it one of 3 steps
     config.results.unlink()
     monkeypatch.setattr(simple.Trainer, "step", None)  # there is nothing left to do
     variants.main(config)
@@ -55,3 +57,12 @@ def test_interrupted_it_stores_nothing(config: variants.Config, monkeypatch: pyt
 def test_impossible_numbers_are_named() -> None:
     with pytest.raises(InputError, match="seeds must be at least 1 and at most 1,000, got 0"):
         variants.Config(seeds=0)
+
+
+def test_a_file_of_somebody_elses_is_not_replaced(config: variants.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simple, "main", None)  # it must not come so far
+    for content in ("my thesis", '{"rows": 3}', "[" * 5000):
+        config.results.write_text(content)
+        with pytest.raises(InputError, match="was not written by this command, so it is not replaced"):
+            variants.main(config)
+        assert config.results.read_text() == content

@@ -1,5 +1,6 @@
 """One file over a bad connection: it arrives whole and right, or the error says why and the old file is still there."""
 
+import http.client
 import os
 import shutil
 import socket
@@ -7,7 +8,9 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -46,8 +49,8 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / FILE
 
 
-def fetch(target: Path, checksum: str | None = None) -> str:
-    return download(REPO, "main", target.name, target, checksum)
+def fetch(target: Path, checksum: str | None = None, most_bytes: int = 2 * SIZE) -> str:
+    return download(REPO, "main", target.name, target, checksum, most_bytes=most_bytes)
 
 
 def ranges(hub: Hub) -> list[str | None]:
@@ -244,6 +247,45 @@ def test_an_answer_that_makes_no_sense_is_an_error_at_once(hub: Hub, target: Pat
     with pytest.raises(DownloadError, match="the server's answer makes no sense: .*'abc'"):
         fetch(target)
     assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_no_more_is_taken_than_such_a_file_may_have(hub: Hub, target: Path, told: bool) -> None:
+    """Without Content-Length nobody knows the size before the end, and there need not be one."""
+    if not told:
+        hub.faults[FILE] = [Headers({"Content-Length": None, "X-Linked-Size": None})]
+    with pytest.raises(DownloadError, match=r"model.safetensors has more than the 500kB that such a file may have"):
+        fetch(target, most_bytes=SIZE - 1)
+    assert len(hub.requests) == 1
+    assert not list(target.parent.iterdir())
+
+
+@pytest.mark.parametrize("elsewhere", ["ftp://127.0.0.1/model", "file:///etc/passwd"])
+def test_only_http_addresses_are_followed(hub: Hub, target: Path, elsewhere: str) -> None:
+    hub.faults[FILE] = [Status(302, {"Location": elsewhere})]
+    with pytest.raises(DownloadError):
+        fetch(target)
+    assert len(hub.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        HTTPError("http://a", 503, "\x1b]0;gone\x07", Message(), None),
+        http.client.BadStatusLine("\x1b[2J"),
+        URLError(OSError("\x9b2J")),
+    ],
+    ids=repr,
+)
+def test_what_a_server_says_commands_no_terminal(error: Exception) -> None:
+    assert hub_download._reason(error).isprintable()
+
+
+def test_the_hubs_own_words_command_no_terminal(hub: Hub, target: Path) -> None:
+    hub.faults[FILE] = [Status(404, {"X-Error-Message": "\x1b[31mgone" + 1000 * "!"})]
+    with pytest.raises(DownloadError, match=r"404 Not Found \(\\x1b\[31mgone!+\)") as error:
+        fetch(target)
+    assert len(str(error.value)) < 500
 
 
 def test_a_folder_in_its_place_is_noticed_before_anything_is_fetched(hub: Hub, target: Path) -> None:

@@ -142,6 +142,42 @@ def encode_as_textbook(text: str, tokenizer: RegexTokenizer, merges: dict[tuple[
     return [id_ for ids in byte_ids for id_ in textbook.encode(ids, merges)]
 
 
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [
+        ("###", r"'###', \d+, is spelled in their files like the token b'###', 2\d\d"),
+        ("Ġthe", r"'Ġthe', \d+, is spelled in their files like the token b' the', 2\d\d"),
+        ("a", r"'a', \d+, is spelled in their files like the token b'a', 97"),
+        ("Ġx<|end|>", r"'Ġx<\|end\|>', \d+, would be decoded by their files to the bytes b' x<\|end\|>'"),
+        ("café", r"'café', \d+, would be decoded by their files to the bytes b'caf\\xe9'"),
+    ],
+)
+def test_no_spelling_gets_two_ids_at_hugging_face(special: str, message: str, tmp_path: Path) -> None:
+    tokenizer = RegexTokenizer(GPT2_PATTERN)
+    tokenizer.train("### the ### the " * 9, 264)
+    assert {b"###", b" the"} <= tokenizer.ranks.keys()
+    tokenizer.add_special_tokens("<|fine|>", special)
+    with pytest.raises(InputError, match=message):
+        to_huggingface(tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    text = f"the ### {special} the"  # tiktoken keeps special tokens apart, so it has no such trouble
+    ids = tokenizer.encode(text, allowed_special="all")
+    assert to_tiktoken(tokenizer).encode(text, allowed_special="all") == ids
+
+
+def test_special_tokens_are_decoded_to_themselves_by_hugging_face(tmp_path: Path) -> None:
+    import tokenizers
+
+    tokenizer = RegexTokenizer(GPT2_PATTERN)
+    tokenizer.train("### the ### the " * 9, 264)
+    specials = ["<|fine|>", "two words", "Ġ Ġ", "日本", "caf\u00e9 au lait"]
+    tokenizer.add_special_tokens(*specials)
+    to_huggingface(tokenizer, tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for special in specials:
+        assert theirs.decode([tokenizer.special_tokens[special]], skip_special_tokens=False) == special
+
+
 def test_every_byte_has_a_letter_of_its_own() -> None:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

@@ -5,16 +5,17 @@ import random
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from utils.files import InputError
-from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, BasicTokenizer, RegexTokenizer, Tokenizer
-from working_with_text_data.minbpe.merging import NEVER, _merge_by_rank_long, merge
+from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, BasicTokenizer, RegexTokenizer, Tokenizer, merging
+from working_with_text_data.minbpe.merging import NEVER, _merge_with_heap, merge
 from working_with_text_data.text_files import CORPUS
 
 HOSTILE = [
@@ -104,12 +105,46 @@ def test_merging_by_rank_is_the_textbooks_merging_by_pair(learned_from: str, tex
         expected = merge(expected, pair, new_id)
     assert tokenizer.encode(text) == expected
     spelled = [tokenizer.vocab[i] for i in expected]
-    assert _merge_by_rank_long(text.encode(), tokenizer.ranks, NEVER) == spelled
+    assert _merge_with_heap(text.encode(), tokenizer.ranks, NEVER) == spelled
 
 
-def test_a_long_word_does_not_take_quadratic_time(trained: dict[str, Tokenizer]) -> None:
-    word = "abcdefghij" * 20_000  # 200,000 letters: hours if each merge scanned the whole word
-    assert trained["gpt4"].decode(trained["gpt4"].encode(word)) == word
+@given(
+    tokens=st.lists(st.text("abc", min_size=2, max_size=6).map(str.encode), unique=True, max_size=30),
+    text=st.text("abc", max_size=60).map(str.encode),
+    block_length=st.integers(1, 9),
+)
+@settings(deadline=None, max_examples=1000)
+@example([b"aa"], b"a" * 59, 3)
+@example([b"cc", b"bc", b"ab"], b"abcc" * 9, 2)
+def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], text: bytes, block_length: int) -> None:
+    """For any tokens in any order, trained or not."""
+    ranks = {token: i for i, token in enumerate([*merging.BYTES, *tokens])}
+    vocab = {i: token for token, i in ranks.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(merging, "BLOCK_LENGTH", block_length)
+        ids = merging._encode_in_blocks(text, ranks, vocab)
+    assert [vocab[id_] for id_ in ids] == merging.merge_by_rank(text, ranks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_long_word_takes_the_memory_and_time_of_its_length(trained: dict[str, Tokenizer], kind: str) -> None:
+    tokenizer = trained[kind]
+    for word in ("abcdefghij" * 20_000, " " * 1_000_000, "é" * 400_000):
+        tracemalloc.start()
+        ids = tokenizer.encode_to_array(word)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 20e6, "about 80 bytes per byte, if all tokens of a piece were Python objects at once"
+        assert tokenizer.decode(ids) == word
+        end = word[-merging.BLOCKS_LENGTH :]  # which is merged as a whole
+        assert tokenizer.encode_ordinary(end)[-30:] == ids[-30:].tolist()
+
+
+def test_a_lone_surrogate_in_training_is_named() -> None:
+    for tokenizer in (BasicTokenizer(), RegexTokenizer(), RegexTokenizer(".")):
+        for workers in (1, 2):
+            with pytest.raises(InputError, match=r"the text holds a lone surrogate, '\\ud800', at position 3"):
+                tokenizer.train(["ok", "abc\ud800"], 300, workers=workers)
 
 
 def test_vocabulary_below_the_bytes_is_refused() -> None:
@@ -179,6 +214,38 @@ class TestSpecialTokens:
     def test_unknown_ones_are_refused(self, tokenizer: RegexTokenizer) -> None:
         with pytest.raises(InputError, match="unknown special token '<nope>'"):
             tokenizer.encode("x", allowed_special={"<nope>"})
+
+    def test_an_id_of_ones_choice(self, tokenizer: RegexTokenizer, tmp_path: Path) -> None:
+        tokenizer.add_special_tokens({"<far>": 50_300}, "<next>")
+        assert tokenizer.vocab_size == 50_302
+        assert tokenizer.encode("<next><far>", allowed_special="all") == [50_301, 50_300]
+        tokenizer.add_special_tokens({"<far>": 50_300, "<gap>": 1000})
+        tokenizer.save(tmp_path / "t.json")
+        assert Tokenizer.load(tmp_path / "t.json").special_tokens == tokenizer.special_tokens
+        assert tokenizer.decode([1000, 50_300]) == "<gap><far>"
+
+    @pytest.mark.parametrize(
+        ("wanted", "message"),
+        [
+            ("\udc80", r"the special token '\\udc80' holds a lone surrogate"),
+            ("", "must not be empty"),
+            ({"<x>": 97}, "'<x>' has the id 97, which b'a' has already"),
+            ({"<x>": 5000, "<y>": 5000}, "'<y>' has the id 5000, which '<x>' has already"),
+            ({"<|end|>": 5000}, "'<|end|>' has the id .* already, so it cannot have 5000"),
+            ({"<x>": -1}, "'<x>' must have an id from 0 to 2,147,483,647, got -1"),
+            ({"<x>": 2**31}, "must have an id from 0 to"),
+            ({"<x>": 5000.0}, "must have an id from 0 to"),
+            ({"<x>": True}, "must have an id from 0 to"),
+        ],
+    )
+    def test_all_are_added_or_none(
+        self, tokenizer: RegexTokenizer, wanted: str | dict[str, int], message: str, tmp_path: Path
+    ) -> None:
+        before = (dict(tokenizer.special_tokens), dict(tokenizer.vocab), tokenizer.vocab_size)
+        with pytest.raises(InputError, match=message.replace("|", r"\|")):
+            tokenizer.add_special_tokens("<first>", wanted)
+        assert (tokenizer.special_tokens, tokenizer.vocab, tokenizer.vocab_size) == before
+        tokenizer.save(tmp_path / "t.json")
 
     def test_adding_one_twice_changes_nothing(self, tokenizer: RegexTokenizer) -> None:
         before = dict(tokenizer.special_tokens)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from working_with_text_data.minbpe.base import Tokenizer
-from working_with_text_data.minbpe.merging import merge_by_rank
+from working_with_text_data.minbpe.merging import encode_piece
 
 
 class BasicTokenizer(Tokenizer):
@@ -18,4 +18,4 @@ class BasicTokenizer(Tokenizer):
         return Counter(document.encode("utf-8") for document in documents)  # nothing to share among workers
 
     def _encode_text(self, text: str) -> list[int]:
-        return [self.ranks[token] for token in merge_by_rank(text.encode("utf-8"), self.ranks)]
+        return [*encode_piece(text.encode("utf-8"), self.ranks, self.vocab)]

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.files import InputError, write_atomically
+from working_with_text_data.minbpe.base import SAMPLE
 from working_with_text_data.minbpe.files import brief
 from working_with_text_data.minbpe.gpt2 import GPT2Tokenizer
 from working_with_text_data.minbpe.gpt4 import GPT4Tokenizer
 from working_with_text_data.minbpe.ranks import RankTokenizer
 from working_with_text_data.minbpe.regex import CUTS, RegexTokenizer
 from working_with_text_data.minbpe.splitting import covering
+from working_with_text_data.minbpe.unicode_classes import compile_pattern
 
 if TYPE_CHECKING:
     import tiktoken
@@ -56,24 +58,40 @@ def to_tiktoken(tokenizer: RegexTokenizer, name: str = "ours") -> tiktoken.Encod
     """Return a tiktoken encoding with the same ids.
 
     Raises:
-        InputError: if the tokenizer normalises, which tiktoken does not, or its pattern is none for tiktoken.
+        InputError: if the tokenizer normalises, which tiktoken does not, or tiktoken splits otherwise by its pattern.
     """
     import tiktoken
 
     if tokenizer.normalization:
         raise InputError(f"tiktoken does not normalise text, and this tokenizer does, to {tokenizer.normalization}")
-    pattern = _covering_pattern(tokenizer)
     try:
-        return tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=tokenizer.ranks, special_tokens=tokenizer.special_tokens
+        encoding = tiktoken.Encoding(
+            name,
+            pat_str=_covering_pattern(tokenizer),
+            mergeable_ranks=tokenizer.ranks,
+            special_tokens=tokenizer.special_tokens,
         )
     except ValueError as error:
         raise InputError(f"tiktoken cannot split by the pattern {brief(tokenizer.pattern)}: {error}") from error
+    if encoding.encode_ordinary(SAMPLE) != tokenizer.encode_ordinary(SAMPLE):
+        raise InputError(f"tiktoken splits otherwise than we do by the pattern {brief(tokenizer.pattern)}")
+    return encoding
 
 
 def _covering_pattern(tokenizer: RegexTokenizer) -> str:
-    """Return a pattern that makes others keep what we keep: characters that the tokenizer's does not match."""
-    return tokenizer.pattern if tokenizer.pattern in CUTS else covering(tokenizer.pattern)
+    """Return a pattern that makes others keep what we keep: characters that the tokenizer's does not match.
+
+    Raises:
+        InputError: if it matches the empty string somewhere, where others lose text or crash.
+    """
+    if tokenizer.pattern in CUTS:
+        return tokenizer.pattern
+    if not all(match.group() for match in compile_pattern(tokenizer.pattern).finditer(SAMPLE)):
+        raise InputError(
+            f"the splitting pattern {brief(tokenizer.pattern)} can match the empty string, where others lose text: "
+            "write it so that each match has a character"
+        )
+    return covering(tokenizer.pattern)
 
 
 def to_huggingface(tokenizer: RegexTokenizer, folder: str | Path) -> None:

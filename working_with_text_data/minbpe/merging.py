@@ -10,12 +10,17 @@ lowest rank, the leftmost first, until no two neighbours make one.
 """
 
 import heapq
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 Pair = tuple[int, int]
 
 HEAP_LENGTH = 100  # pieces of more bytes are merged with a heap; below it the plain loop is faster
+BLOCK_LENGTH = 48  # bytes of a very long piece that are merged together
+BLOCKS_LENGTH = 512  # pieces of more bytes are merged in blocks
+MOST_REMEMBERED = 4096  # blocks, and pairs of neighbours
 NEVER = 1 << 62  # the rank of what is no token
 BYTES = [bytes([i]) for i in range(256)]
 
@@ -49,7 +54,7 @@ def merge(ids: list[int], pair: Pair, new_id: int) -> list[int]:
 
 
 def merge_by_rank(piece: bytes, ranks: dict[bytes, int], below: int = NEVER) -> list[bytes]:
-    """The tokens of a piece of text: merge from single bytes on, the lowest rank first.
+    """Return the tokens of a piece of text: merge from single bytes on, the lowest rank first.
 
     That two neighbours spell a token is enough for them to be merged, whichever pair the token was
     learned from. For trained tokenizers this makes no difference: neighbours that spell a token always
@@ -62,7 +67,7 @@ def merge_by_rank(piece: bytes, ranks: dict[bytes, int], below: int = NEVER) -> 
         below: merge only what has a lower rank than this.
     """
     if len(piece) > HEAP_LENGTH:
-        return _merge_by_rank_long(piece, ranks, below)
+        return _merge_with_heap(piece, ranks, below)
     rank_of = ranks.get
     parts = [*map(BYTES.__getitem__, piece)]
     waiting = [rank_of(piece[i : i + 2], NEVER) for i in range(len(piece) - 1)]  # of part i and the next
@@ -77,8 +82,8 @@ def merge_by_rank(piece: bytes, ranks: dict[bytes, int], below: int = NEVER) -> 
     return parts
 
 
-def _merge_by_rank_long(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
-    """As `merge_by_rank` in O(n log n): a linked list of tokens and a heap of the merges in sight.
+def _merge_with_heap(piece: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
+    """Return the same in O(n log n): keep a linked list of tokens, and a heap of the merges in sight.
 
     Entries of the heap go stale as their tokens are merged away; they are recognised when popped.
     """
@@ -108,3 +113,48 @@ def _merge_by_rank_long(piece: bytes, ranks: dict[bytes, int], below: int) -> li
         consider(i)
         consider(left[i])
     return [part for part in parts if part]
+
+
+def encode_piece(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
+    """Return the token ids of a piece of text: of one token if it is one, or of those that `merge_by_rank` gives.
+
+    Args:
+        piece: UTF-8, or any bytes, of any length: the time grows with it, the memory is four bytes per token.
+        ranks: the id of each token. It holds all single bytes.
+        vocab: the token of each id.
+    """
+    rank = ranks.get(piece)
+    if rank is not None:
+        return [rank]
+    if len(piece) > BLOCKS_LENGTH:
+        return _encode_in_blocks(piece, ranks, vocab)
+    return [ranks[token] for token in merge_by_rank(piece, ranks)]
+
+
+def _encode_in_blocks(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
+    """Return the ids of a long piece: merge it block by block, and a seam where two blocks do not fit anew.
+
+    If merging x ends with the token t, merging y begins with the token u, and merging t + u leaves these two, then
+    merging x + y gives the tokens of x and those of y. For the first merge across the seam, of two tokens p and q,
+    would have to happen while p is the end of t and q the beginning of u; until then, what happens inside t and u is
+    what happens when t + u is merged alone; and there p and q, having the lowest rank of all, would be merged too.
+    """
+
+    @lru_cache(MOST_REMEMBERED)  # blocks come again and again where a piece is a run of one character
+    def merged(text: bytes) -> list[int]:
+        return [ranks[token] for token in merge_by_rank(text, ranks)]
+
+    @lru_cache(MOST_REMEMBERED)
+    def fit(left: int, right: int) -> bool:
+        pair = [vocab[left], vocab[right]]
+        return merge_by_rank(b"".join(pair), ranks) == pair
+
+    ids = array("I")
+    for start in range(0, len(piece), BLOCK_LENGTH):
+        block, n_back = piece[start : start + BLOCK_LENGTH], 1
+        while ids and not fit(ids[-1], merged(block)[0]):
+            block = b"".join([vocab[id_] for id_ in ids[-n_back:]]) + block
+            del ids[-n_back:]
+            n_back *= 2
+        ids.extend(merged(block))
+    return ids

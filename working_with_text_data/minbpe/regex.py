@@ -7,7 +7,7 @@ The patterns want the third-party `regex` package: the standard library's `re` k
 of any script") and counts U+001C to U+001F as white space, which OpenAI's tokenizers do not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from working_with_text_data.minbpe.base import Normalization, Tokenizer
 from working_with_text_data.minbpe.fast.counting import count_pieces
 from working_with_text_data.minbpe.fast.unit_encoder import Entries, UnitEncoder
 from working_with_text_data.minbpe.fast.units import GPT2_CUTS, GPT4_CUTS
-from working_with_text_data.minbpe.merging import merge_by_rank
+from working_with_text_data.minbpe.merging import encode_piece
 from working_with_text_data.minbpe.special_tokens import check_surrogates
 from working_with_text_data.minbpe.splitting import splitter
 
@@ -59,7 +59,7 @@ class RegexTokenizer(Tokenizer):
 
     def _set_ranks(self, ranks: dict[bytes, int]) -> None:
         super()._set_ranks(ranks)
-        self._cache: dict[str, list[int]] = {}
+        self._cache: dict[str, Sequence[int]] = {}
         self._units: UnitEncoder | None = None
 
     def split(self, text: str) -> list[str]:
@@ -73,22 +73,18 @@ class RegexTokenizer(Tokenizer):
 
     def _encode_by_pieces(self, text: str) -> list[int]:
         """Return the ids of a text: split, then merge what is in neither vocabulary nor cache."""
-        cache = self._cache
+        ranks, vocab, cache = self.ranks, self.vocab, self._cache
         ids: list[int] = []
         for piece in self._split(text):
             known = cache.get(piece)
             if known is None:
-                known = self._encode_piece(piece.encode("utf-8"))
+                known = encode_piece(piece.encode("utf-8"), ranks, vocab)
                 if len(piece) <= LONGEST_CACHED:
                     if len(cache) >= CACHE_SIZE:
                         cache.clear()
                     cache[piece] = known
             ids += known
         return ids
-
-    def _encode_piece(self, piece: bytes) -> list[int]:
-        rank = self.ranks.get(piece)
-        return [*map(self.ranks.__getitem__, merge_by_rank(piece, self.ranks))] if rank is None else [rank]
 
     # -- the fast way --------------------------------------------------------------------------------
 
@@ -113,13 +109,13 @@ class RegexTokenizer(Tokenizer):
             self._units = UnitEncoder(CUTS[self.pattern], self._encode_new_unit, largest_id=max(self.ranks.values()))
         return self._units
 
-    def _encode_new_unit(self, unit: bytes) -> list[int]:
+    def _encode_new_unit(self, unit: bytes) -> Sequence[int]:
         """Return the ids of a unit that the table lacks. Most units are a single piece."""
         if not (unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha())):  # such a word is one piece
             text = unit.decode("utf-8")
             if len(self._split(text)) > 1:
                 return self._encode_by_pieces(text)
-        return self._encode_piece(unit)
+        return encode_piece(unit, self.ranks, self.vocab)
 
     # -- several processes ---------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Encode a long text unit by unit: each distinct unit once, all its occurrences by array indexing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, takewhile
 from typing import NamedTuple
 
@@ -17,12 +17,12 @@ class Entries(NamedTuple):
     units: list[bytes]
     ids: np.ndarray
     """(len(units), WIDTH)"""
-    many: dict[int, list[int]]
+    many: dict[int, Sequence[int]]
     """The ids of those that have more, by their place in `units`."""
 
 
 class UnitEncoder:
-    """Token ids of UTF-8 text, equal to `encode_new_unit` of the whole.
+    """Encodes UTF-8 text to the ids that `encode_new_unit` gives for the whole of it.
 
     Args:
         cuts: of the pattern that `encode_new_unit` splits by.
@@ -30,7 +30,7 @@ class UnitEncoder:
         largest_id: that `encode_new_unit` can give.
     """
 
-    def __init__(self, cuts: Cuts, encode_new_unit: Callable[[bytes], list[int]], largest_id: int) -> None:
+    def __init__(self, cuts: Cuts, encode_new_unit: Callable[[bytes], Sequence[int]], largest_id: int) -> None:
         self.units = Units(cuts)
         self.encode_new_unit = encode_new_unit
         self.dtype = np.dtype(np.uint16 if largest_id < 2**16 - 1 else np.uint32)
@@ -41,13 +41,15 @@ class UnitEncoder:
         self.units.forget()
         self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # a row a unit; all absent if it has more ids
         self._ids[TOO_LONG] = self.absent
-        self._many: dict[int, list[int]] = {}  # the ids of those
+        self._many: dict[int, Sequence[int]] = {}  # the ids of those
         self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # in each row
         self._known = self._told = 1
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Ids of a UTF-8 text: uint16 or uint32, as `largest_id` demands."""
+        """Return the ids of a UTF-8 text: uint16 or uint32, as `largest_id` demands."""
         parts = [self._encode_chunk(chunk, bounds) for chunk, bounds in self.units.chunks(text)]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
 
     def _encode_chunk(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
@@ -68,9 +70,17 @@ class UnitEncoder:
                 found.append(self.encode_new_unit(text[bounds[i] : bounds[i + 1]]))
             else:
                 found.append(self._many[number])
-        before = np.cumsum(n_ids)[many]
-        inserted = np.array([i for unit in found for i in unit], dtype=self.dtype)
-        return np.insert(ids, np.repeat(before, [len(unit) for unit in found]), inserted)
+        n_found = np.array([len(unit) for unit in found])
+        ends = np.cumsum(n_ids)[many] + np.cumsum(n_found)  # in the result, which is a mixture of both
+        steps = np.zeros(len(ids) + n_found.sum() + 1, dtype=np.int8)
+        steps[ends] -= 1
+        steps[ends - n_found] += 1
+        is_found = np.cumsum(steps[:-1], dtype=np.int8).view(bool)
+        del steps
+        mixture = np.empty(len(is_found), dtype=self.dtype)
+        mixture[is_found] = np.fromiter(chain.from_iterable(found), dtype=self.dtype, count=n_found.sum())
+        mixture[~is_found] = ids
+        return mixture
 
     def _learn(self) -> None:
         """Encode the units numbered since the last time."""
@@ -86,7 +96,7 @@ class UnitEncoder:
         rows[np.arange(WIDTH) < n_ids[:, None]] = list(chain.from_iterable(encoded))
         self._store(rows, n_ids, many)
 
-    def _store(self, rows: np.ndarray, n_ids: np.ndarray, many: dict[int, list[int]]) -> None:
+    def _store(self, rows: np.ndarray, n_ids: np.ndarray, many: dict[int, Sequence[int]]) -> None:
         """Keep the ids of the units numbered since the last time."""
         start = self._known
         self._known += len(rows)

@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 
 CHUNK = 2**18  # bytes that are worked on together: small enough for the processor's cache
+SPAN = 2**20  # bytes in which bounds are looked for together
 TABLE_BITS = 19
 KEY_LENGTH = 15  # bytes of a unit that the table can hold
 LONGEST = 64  # bytes of a unit that the dictionary can hold
@@ -60,7 +61,17 @@ class Cuts:
         return first, second
 
     def bounds(self, text: bytes) -> np.ndarray:
-        """Where units begin, from 0 on, and where the last one ends: (n_units + 1,) int64."""
+        """Return where units begin, from 0 on, and where the last one ends: (n_units + 1,) int64."""
+        if len(text) <= SPAN:
+            return self._bounds(text)
+        found = []  # a span at a time, so that a huge unit does not take many times its size
+        for start in range(0, len(text), SPAN):
+            before = min(start, 1)
+            bounds = self._bounds(text[start - before : start + SPAN + 1]) + (start - before)
+            found.append(bounds[(bounds >= start) & (bounds < min(start + SPAN, len(text)))])
+        return np.concatenate([*found, [len(text)]])
+
+    def _bounds(self, text: bytes) -> np.ndarray:
         first, second = (np.frombuffer(text.translate(table), dtype=np.uint8) for table in self.tables)
         rules = first[:-1] & second[1:]
         before = 1 << len(self.between)
@@ -70,7 +81,7 @@ class Cuts:
         return np.flatnonzero(cut)
 
     def parts(self, text: bytes, size: int) -> Iterator[bytes]:
-        """`text` in parts of whole units, of at most `size` bytes each but for one huge unit.
+        """Yield `text` in parts of whole units, of at most `size` bytes each but for one huge unit.
 
         Where the pattern has a `before` rule, a part never ends in the rule's first class, unless the text does:
         white space there is in pieces that depend on what follows.
@@ -79,8 +90,8 @@ class Cuts:
         while len(text) - start > length:
             look_at = min(look_at, length)
             window = text[start + length - look_at : start + length]
-            cuts = reversed(self.bounds(window)[1:-1].tolist())
-            cut = next((cut for cut in cuts if window[cut - 1] not in self.before[0]), None)
+            cuts = reversed(self.bounds(window)[1:-1])
+            cut = next((int(cut) for cut in cuts if window[cut - 1] not in self.before[0]), None)
             if cut is not None:
                 end = start + length - look_at + cut
                 yield text[start:end]

@@ -1,0 +1,111 @@
+"""Every number that a script takes has a range, and is checked before anything is done: never a traceback."""
+
+import ast
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from utils import command_line
+from utils.ranges import Range, range_of
+
+ROOT = Path(__file__).parent.parent
+STARTS = "from utils.command_line import run"
+SCRIPTS = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.glob("[a-z]*/**/*.py")
+    if path.relative_to(ROOT).parts[0] != "tests" and STARTS in path.read_text(encoding="utf-8")
+)
+NOT_YET = {  # still without ranges
+    "attention_mechanisms/benchmark/__main__.py",
+    "gpt_model/benchmark/__main__.py",
+    "gpt_model/convert.py",
+    "gpt_model/generate.py",
+    "gpt_model/plan.py",
+    "working_with_text_data/benchmark.py",
+    "working_with_text_data/prepare.py",
+    "working_with_text_data/train_tokenizer.py",
+}
+VALUES = ("0", "-1", "nan", "inf", "-inf", str(2**64), str(10**12), "1e308")
+
+
+def types_in(annotation: Any) -> set[Any]:
+    """All types that an annotation is made of: those of `tuple[int, ...] | None` are tuple, int and None's."""
+    inside = get_args(annotation)
+    return {annotation} if not inside else set().union(*map(types_in, inside))
+
+
+def command(path: Path) -> tuple[ModuleType, type, Mapping[str, Any]]:
+    """The module of a script, its configuration and its presets, as it gives them to the command line."""
+    module = importlib.import_module(".".join(path.with_suffix("").parts))
+    calls = [node for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))) if is_start(node)]
+    assert len(calls) == 1
+    config_class, *presets = (getattr(module, argument.id) for argument in calls[0].args[1:])
+    return module, config_class, presets[0] if presets else {}
+
+
+def is_start(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
+
+
+def numbers(config_class: type) -> Iterator[tuple[str, Any]]:
+    """The fields that hold a number, or several, with their types."""
+    hints = get_type_hints(config_class, include_extras=True)
+    for field in dataclasses.fields(config_class):
+        if types_in(hints[field.name]) & {int, float}:
+            yield field.name, hints[field.name]
+
+
+def required(config_class: type) -> list[str]:
+    """Arguments for the fields that have no default."""
+    missing = dataclasses.MISSING
+    names = [f.name for f in dataclasses.fields(config_class) if f.default is f.default_factory is missing]
+    return [part for name in names for part in (f"--{name.replace('_', '-')}", "nowhere")]
+
+
+def is_in(range_: Range, value: str, annotation: Any) -> bool:
+    try:
+        return (float(value) if float in types_in(annotation) else int(value)) in range_
+    except ValueError:  # a whole number was asked for
+        return False
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=str)
+def test_every_number_has_a_range_that_is_checked_first(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if str(path) in NOT_YET:
+        pytest.skip("has no ranges yet")
+    module, config_class, presets = command(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", SimpleNamespace(name=module.__name__))
+    for name, annotation in numbers(config_class):
+        range_ = range_of(annotation)
+        if tuple not in types_in(annotation) and list not in types_in(annotation):
+            assert range_ is not None, f"{name} has no range: say Annotated[int, Range(...)], and call check_ranges"
+        for value in VALUES:
+            configs: list[Any] = []
+            flag = f"--{name.replace('_', '-')}"
+            monkeypatch.setattr(sys, "argv", [path.name, *required(config_class), f"{flag}={value}"])
+            try:
+                command_line.run(configs.append, config_class, presets)
+                message = ""
+            except SystemExit as end:
+                message = end.code if isinstance(end.code, str) else capsys.readouterr().err
+            assert bool(configs) == (not message), (flag, value)
+            if configs and range_ is not None:
+                assert is_in(range_, value, annotation), f"{flag}={value} was accepted, but is not {range_}"
+            if message and range_ is not None and not is_in(range_, value, annotation):
+                assert name in message or flag in message, message
+            assert not message.startswith("error: ") or "\n" not in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_are_scripts() -> None:
+    """The search for them would otherwise fail without a word."""
+    assert len(SCRIPTS) >= 12
