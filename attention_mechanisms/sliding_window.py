@@ -62,12 +62,12 @@ class SlidingWindowAttention(GroupedQueryAttention):
         self.n_sinks = n_sinks
 
     def limit(self, mask: Mask) -> Mask:
-        """`mask` with the window and the sinks."""
+        """Return `mask` with the window and the sinks."""
         return mask.windowed(self.window_size, self.n_sinks)
 
     def new_cache(self, batch_size: int, max_length: int) -> RingCache:
-        """An empty ring, 2 B G (W + sinks) D numbers however long a row gets, of the layer's dtype and device."""
-        weight = self.out.weight  # looked up once: quantized layers make it anew
+        """Make an empty ring, 2 B G (W + sinks) D numbers however long a row gets, of the layer's dtype and device."""
+        weight = self.out.weight  # looked up once: quantized layers compute it each time
         return RingCache(
             batch_size,
             self.n_kv_groups,

@@ -167,9 +167,7 @@ def test_functions_are_short() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION:
                 long.add(f"{path.relative_to(ROOT).as_posix()}: {node.name}")
-    assert long == LONG_FUNCTIONS.keys(), (
-        f"more than {MOST_LINES_OF_A_FUNCTION} lines hold two ideas"
-    )
+    assert long == LONG_FUNCTIONS.keys(), f"more than {MOST_LINES_OF_A_FUNCTION} lines hold two ideas"
 
 
 def test_people_are_told_the_rules() -> None:
