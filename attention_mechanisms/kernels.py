@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_mechanisms import flex
+from attention_mechanisms.fast import flex
+from attention_mechanisms.fast.windowed import attend_in_blocks, blocks_pay
 from attention_mechanisms.masks import CAUSAL, Mask
-from attention_mechanisms.windowed import attend_in_blocks, blocks_pay
 
 log = logging.getLogger(__name__)
 

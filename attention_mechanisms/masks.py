@@ -159,8 +159,8 @@ class Mask:
     ) -> tuple[Tensor, Tensor | None]:
         """Return the dense form, with queries that see nothing looking everywhere, and which these are, (..., T, 1).
 
-        A softmax over nothing is 0 / 0: kernels answer it differently, and its gradient is NaN. So the caller lets
-        these queries look everywhere, and then sets their output to zero. Instead of which, None if there are none.
+        A softmax over nothing is 0 / 0: kernels answer it differently, and its gradient is NaN. So these
+        queries look everywhere, and the caller sets their output to zero. The second is None if there are none.
         """
         visible = self.dense(query_length, key_length, device)
         # in a plain mask each query sees the key at its own position, and without a window the first one
@@ -197,3 +197,4 @@ def _at(values: Tensor, row: Any, index: Any) -> Tensor:
 
 
 CAUSAL = Mask()
+EVERYTHING = Mask(causal=False)

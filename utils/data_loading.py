@@ -114,7 +114,7 @@ class ResumableLoader:
             batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.seed, self.epoch, self.index),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            # not for a second pass, since there is none, but because PyTorch then ends its workers when the program exits
+            # there is no second pass for them to persist for, but PyTorch then ends them when the program exits
             persistent_workers=self.workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_reader,

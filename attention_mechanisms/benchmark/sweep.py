@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from attention_mechanisms import flex
 from attention_mechanisms.benchmark.attention_costs import HEAD_DIM, Cost, Layer, Shape, kernel_cost, layer_cost
+from attention_mechanisms.fast import flex
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kernels import attend
 from attention_mechanisms.latent import MultiHeadLatentAttention

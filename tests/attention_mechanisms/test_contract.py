@@ -178,7 +178,9 @@ def test_one_token_too_many_is_refused_and_changes_nothing(variant: str, kernel:
         assert cache.lengths == [LENGTH + 4] * ROWS
         return
     before = [buffer.clone() for buffer in cache.buffers]
-    with pytest.raises(ValueError, match=f"the cache holds {LENGTH} tokens a row: 2 more than {LENGTH - 1} do not fit"):
+    with pytest.raises(
+        ValueError, match=f"the cache holds {LENGTH} tokens per row: 2 more than {LENGTH - 1} do not fit"
+    ):
         layer(x_BTC[:, LENGTH - 1 : LENGTH + 1], cache=cache)
     assert cache.lengths == [LENGTH - 1] * ROWS
     assert all(torch.equal(a, b) for a, b in zip(before, cache.buffers, strict=True))

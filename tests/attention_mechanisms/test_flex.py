@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, flex, kernels
+from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, kernels
+from attention_mechanisms.fast import flex
 from tests.attention_mechanisms.cases import by_hand, random_qkv
 from utils.hardware import compiler_works
 
@@ -38,7 +39,7 @@ LARGE = {  # more than a block of 128, which nothing divides
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler_works("cpu"):
         pytest.skip("there is no C++ compiler here")
-    monkeypatch.setattr(flex, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(flex, "SCORES_WORTH_COMPILING", 0)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_past_its_length_it_refuses_and_keeps_what_it_has() -> None:
     cache = new_cache(1, 1, 1, 4, 2)
     new = torch.ones(1, 1, 3, 2)
     cache.layers[0].append(new, new)
-    with pytest.raises(ValueError, match="holds 4 tokens a row: 3 more than 3 do not fit"):
+    with pytest.raises(ValueError, match="holds 4 tokens per row: 3 more than 3 do not fit"):
         cache.layers[0].append(new, new)
     assert cache.lengths == [3]
     with pytest.raises(ValueError, match="made for a batch of 1, got 2 rows"):
