@@ -30,8 +30,6 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         tensors = torch.load(file, map_location="cpu", mmap=is_mappable(file), weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{file} is damaged: {error}") from error
-    except OSError:
-        raise
     except Exception as error:  # there is no end to what a damaged pickle can raise
         raise InputError(f"{file} cannot be read as weights: {_reason(error)}") from error
     if not isinstance(tensors, dict) or not all(
@@ -68,6 +66,6 @@ def _reason(error: Exception) -> str:
     """Return why `torch.load` refused, without its advice to load the file in a way that runs code."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
         return f"it names {printable(found[1])}, and to load more than tensors could run code that came with them"
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
         return "it is damaged, or something else"
     return printable((str(error) or type(error).__name__).splitlines()[0])

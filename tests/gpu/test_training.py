@@ -13,8 +13,8 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.costs import training_memory
 from pretraining import simple
 from pretraining.metrics import read_metrics
-from pretraining.optimizers import Muon, make_optimizers
 from pretraining.open_run import open_run
+from pretraining.optimizers import Muon, make_optimizers
 from tests.tiny_run import tiny
 from utils.peaks import peak_memory
 
