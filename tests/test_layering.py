@@ -170,6 +170,27 @@ def test_functions_are_short() -> None:
     assert long == LONG_FUNCTIONS.keys(), f"more than {MOST_LINES_OF_A_FUNCTION} lines hold two ideas"
 
 
+CALQUES = re.compile(
+    r"\b(tokens|bytes|bits|numbers|operations|FLOPs?|MB|GB|seconds|ms|milliseconds|steps?|tokens/s|heads|vectors?) an? "
+    r"(token|second|row|step|byte|head|call|block|group|layer|batch|character|round|epoch)\b(?! (looks|sees|can|has)\b)"
+    r"|is no (bool|number|tensor|list|string)\b|\bbut so [A-Z]"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("2 bytes a token", True), ("it is no bool", True), ("bytes per token", False), ("tokens a token sees", False)],
+)
+def test_calques_are_found(text: str, found: bool) -> None:
+    assert bool(CALQUES.search(text)) == found
+
+
+def test_english_says_per_and_not() -> None:
+    """What a second holds is counted per second, and what is not a number is not a number."""
+    found = [f"{path}: {match[0]}" for path in MODULES for match in CALQUES.finditer(path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
+
+
 def test_people_are_told_the_rules() -> None:
     told = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
     assert f"A module has at most {MOST_LINES_OF_A_MODULE} lines" in told

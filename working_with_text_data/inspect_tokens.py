@@ -188,7 +188,7 @@ def count(tokens: list[Token]) -> str:
     """Characters, bytes and tokens in words."""
     data = b"".join(token.spelling for token in tokens)
     sizes = f"characters: {len(data.decode('utf-8')):,}, bytes: {len(data):,}, tokens: {len(tokens):,}"
-    return f"{sizes}, bytes a token: {len(data) / len(tokens):.2f}" if tokens else sizes
+    return f"{sizes}, bytes per token: {len(data) / len(tokens):.2f}" if tokens else sizes
 
 
 def _print(text: str) -> None:

@@ -190,7 +190,7 @@ class TestCommandLine:
     def test_a_text_from_standard_input_keeps_its_line_ends(self) -> None:
         result = run(text=b"Hello\r\nworld")
         assert (
-            result.stdout.decode() == "Hello¦␍¦↵\n¦world\ncharacters: 12, bytes: 12, tokens: 4, bytes a token: 3.00\n"
+            result.stdout.decode() == "Hello¦␍¦↵\n¦world\ncharacters: 12, bytes: 12, tokens: 4, bytes per token: 3.00\n"
         )
         assert (result.returncode, result.stderr) == (0, b"")
 
