@@ -115,7 +115,7 @@ def test_the_mean_of_many_values_is_their_mean(T: int, kernel: str, dtype: torch
 )
 @pytest.mark.parametrize("T", [1, 3])
 def test_gradients(kernel: str, mask: Mask, T: int) -> None:
-    """By finite differences; queries that see nothing have gradients of zero, not NaN."""
+    """Gradients are checked by finite differences; queries that see nothing have gradients of zero, not NaN."""
     q, k, v = (x.double().requires_grad_() for x in random_qkv(2, 4, 2, T, 5, 4, 3))
     assert torch.autograd.gradcheck(lambda *qkv: attend(*qkv, mask=mask, kernel=kernel), (q, k, v))
 

@@ -210,7 +210,7 @@ def test_beams_go_on_from_the_rows_they_are_told() -> None:
 
 
 def test_tokens_can_be_taken_back() -> None:
-    """As when a guess at several tokens was wrong from some token on."""
+    """This happens when a guess at several tokens was wrong from some token on."""
     torch.manual_seed(0)
     layer, x_BTC, wrong_BTC = MultiHeadAttention(16, 2), torch.randn(2, 9, 16), torch.randn(2, 3, 16)
     cache = KVCache([layer.new_cache(2, 12)])
