@@ -161,7 +161,7 @@ def flex_left_padded(layer: Layer, dtype: torch.dtype) -> Rows:
 )
 @pytest.mark.parametrize("variant", FEW_VARIANTS)
 def test_contract_with_flex(variant: str, scenario: Callable[[Layer, torch.dtype], Rows], dtype: torch.dtype) -> None:
-    """In few calls and for one variant of each idea, since each new shape costs FlexAttention half a second."""
+    """Few calls, and one variant of each idea: each new shape costs FlexAttention half a second."""
     layer = build(variant, "flex", dtype)
     check(layer, scenario(layer, dtype))
 

@@ -230,7 +230,7 @@ def test_rows_of_padding_give_no_nan_to_any_gradient(variant: str, kernel: str, 
 
 
 def numbers_cached(variant: str, length: int) -> int:
-    """Return the bytes of one row by the formulas of kv_cache.py and ring_cache.py."""
+    """Count the numbers kept for one row, by the formulas of kv_cache.py and ring_cache.py."""
     if variant.startswith("mla"):
         return length * (LATENT + (ROPE if "rope" in variant else 0))
     groups = 1 if variant.startswith("mqa") else 2 if "gqa" in variant else H
