@@ -21,8 +21,8 @@ help:  ## list the targets
 demo: $(CORE)  ## train a small GPT from raw text on this machine (ARGS=--fresh starts over)
 	$(BIN)/python -m pretraining.demo $(ARGS)
 
-# Each worker has one core: two threads each would wait for one another.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+# Each worker has one core: two threads each would wait for one another, and so would processes that compile.
+PYTEST = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 test: $(DEV)  ## run the tests (ARGS="-m 'not slow'" for a quick round, WORKERS=8 with more cores)
 	$(PYTEST) $(ARGS)

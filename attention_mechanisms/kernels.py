@@ -158,9 +158,9 @@ def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: f
         visible, empty = mask.opened(T, S, q_BHTD.device)
     if T == 1:  # all query heads of a group become queries with the same mask
         q_BHTD = _fold(q_BHTD, G)
+    shared = {"enable_gqa": True} if q_BHTD.shape[1] != G else {}  # a branch: torch.compile may have no bool to hand on
     y = F.scaled_dot_product_attention(
-        q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, is_causal=square, dropout_p=dropout, scale=scale,
-        enable_gqa=q_BHTD.shape[1] != G,
+        q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, is_causal=square, dropout_p=dropout, scale=scale, **shared
     )  # fmt: skip
     y_BHTE = y.reshape(B, H, T, -1)[..., :E]
     return y_BHTE if empty is None else y_BHTE.masked_fill(empty, 0)

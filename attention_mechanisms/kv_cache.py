@@ -164,8 +164,8 @@ class KVCache:
         """The bytes of all layers."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def mask(self, base: Mask = CAUSAL) -> Mask:
-        """Return `base` for the tokens that are appended next, which means with their offset.
+    def mask(self, base: Mask | None = None) -> Mask:  # no mask as default: torch.compile 2.11 cannot take it from here
+        """Return `base`, or the causal mask, for the tokens that are appended next, which means with their offset.
 
         Raises:
             ValueError: if a pass through the model was interrupted, so that only some layers hold its tokens.
@@ -173,7 +173,7 @@ class KVCache:
         first, *others = (layer.lengths for layer in self.layers)
         if any(lengths != first for lengths in others):
             raise ValueError("the layers hold different tokens, since a pass was interrupted: reset the cache")
-        return self.layers[0].mask(base)
+        return self.layers[0].mask(base or CAUSAL)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Forget the tokens of some rows, or of all; the memory stays."""

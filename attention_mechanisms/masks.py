@@ -57,7 +57,9 @@ class Mask:
     _made: dict[Any, Any] = field(init=False, repr=False, compare=False)  # forms of this mask, to use again
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tensors", (id(self.document_ids), id(self.key_positions)))
+        # a compiler has no identities to give, and there nothing is kept by them
+        tensors = (0, 0) if torch.compiler.is_compiling() else (id(self.document_ids), id(self.key_positions))
+        object.__setattr__(self, "_tensors", tensors)
         object.__setattr__(self, "_made", {})
         if min(_numbers(self.query_offset)) < 0:
             raise ValueError(f"query_offset must not be negative, got {self.query_offset}")

@@ -16,10 +16,15 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from gpt_model.generation import LanguageModel, check_fits, check_ids, device_of
 from gpt_model.sampling import check_scores, check_tokens
 from utils.files import InputError
+
+Candidate = tuple[
+    float, int, int
+]  # the sum of log probabilities, the beam that is continued, the token that continues it
 
 
 @torch.inference_mode()
@@ -50,7 +55,6 @@ def beam_search(
     """
     _check(model, ids, n_beams, max_new_tokens, length_penalty, end_token)
     device = device_of(model)
-    V = model.config.vocab_size
     cache = model.new_cache(n_beams, len(ids) + max_new_tokens - 1)  # the last new token is never read
     # the prompt is read once; all rows go on from it, and all but the first are dead until they get a beam
     logits_B1V, _ = model(torch.tensor([list(ids)], device=device), mask=None, cache=cache.rows(0, 1), last_only=True)
@@ -62,11 +66,7 @@ def beam_search(
         check_scores(logits_B1V)
         wide = torch.promote_types(logits_B1V.dtype, torch.float32)
         sums_NV = sums_N[:, None] + logits_B1V[:, -1].log_softmax(dim=-1, dtype=wide)
-        best, places = sums_NV.flatten().topk(min(2 * n_beams, sums_NV.numel()))
-        candidates = [(s, place // V, place % V) for s, place in zip(best.tolist(), places.tolist(), strict=True)]
-        # twice as many as there are beams: should all of the best end here, there are others to go on
-        going = [candidate for candidate in candidates if candidate[2] != end_token][:n_beams]
-        ending = [candidate for candidate in candidates[:n_beams] if candidate[2] == end_token]
+        going, ending = _best(sums_NV, n_beams, end_token)
         if length == max_new_tokens:
             ending += going
         ended += [([*texts[row], token], s / length**length_penalty) for s, row, token in ending if s > -math.inf]
@@ -83,6 +83,17 @@ def beam_search(
         cache.reorder(rows)
         logits_B1V, _ = model(torch.tensor(tokens, device=device)[:, None], mask=None, cache=cache, last_only=True)
     return ended
+
+
+def _best(sums_NV: Tensor, n_beams: int, end_token: int | None) -> tuple[list[Candidate], list[Candidate]]:
+    """Return the best candidates, best first: those that go on, and those that end here. Each is at most n_beams."""
+    V = sums_NV.shape[1]
+    # twice as many as there are beams: should all of the best end here, there are others to go on
+    best, places = sums_NV.flatten().topk(min(2 * n_beams, sums_NV.numel()))
+    candidates = [(s, place // V, place % V) for s, place in zip(best.tolist(), places.tolist(), strict=True)]
+    going = [candidate for candidate in candidates if candidate[2] != end_token][:n_beams]
+    ending = [candidate for candidate in candidates[:n_beams] if candidate[2] == end_token]
+    return going, ending
 
 
 def _check(

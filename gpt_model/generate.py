@@ -10,9 +10,10 @@ from pathlib import Path
 from gpt_model import run_directory
 from gpt_model.fast.decoder import FastDecoder, Precision
 from gpt_model.generation import TextGenerator
-from gpt_model.sampling import Sampling
+from gpt_model.sampling import Sampling, Temperature
 from utils.command_line import show
 from utils.hardware import pick_device
+from utils.ranges import Count
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Task:
 class Config(Sampling, Task):
     """Continue a prompt, printing the text as it comes."""
 
-    temperature: float = 0.8
+    temperature: Temperature = 0.8
     """0 always takes the likeliest token; 1 draws as the model says; more gets wild."""
-    top_k: int | None = 200
+    top_k: Count | None = 200
     """Draw among this many of the likeliest tokens; None for all."""
 
 

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
-from gpt_model.weight_files import check_finite, is_mappable, read_tensors, refuse_lfs_pointer
-from utils.files import InputError, read_json, sync_folder, write_atomically
+from gpt_model.model_files import check_finite, is_mappable, read_object, read_tensors
+from utils.files import InputError, sync_folder, write_atomically
 from utils.gpt2_download import SIZES, ModelManager
 from working_with_text_data.minbpe import GPT2Tokenizer, RegexTokenizer, to_huggingface
 
@@ -133,7 +133,7 @@ def read_config(folder: Path) -> GPTConfig:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder} is no model in the layout of Hugging Face: it has no {CONFIG}")
-    values = _read_object(path)
+    values = read_object(path)
     if {"model", "training"} <= values.keys():
         raise InputError(f"{folder} is a run directory: GPT.from_run reads it")
     if values.get("model_type") != "gpt2":
@@ -208,14 +208,6 @@ def _find(name_or_path: str | Path, cache_dir: str | Path | None, revision: str 
     return ModelManager(cache_dir).download_gpt2_model(name, revision=revision)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    refuse_lfs_pointer(path)
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is damaged: it must hold an object")
-    return values
-
-
 def _layout(config: GPTConfig) -> list[Weight]:
     """Return all parameters of a GPT-2, in the order of the model."""
     with torch.device("meta"):
@@ -223,14 +215,14 @@ def _layout(config: GPTConfig) -> list[Weight]:
     return [Weight(name, *their_name(name), tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _model_files(folder: Path) -> list[Path]:
     for name in WEIGHTS:
         path = folder / name
         if not path.is_file():
             continue
         if path.suffix != ".json":
             return [path]
-        shards = _read_object(path).get("weight_map")
+        shards = read_object(path).get("weight_map")
         names = shards.values() if isinstance(shards, dict) else ()
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise InputError(f"{path} is damaged: it must say in 'weight_map' which file holds which tensor")
@@ -245,7 +237,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _list_tensors(folder: Path) -> dict[str, Stored]:
     """Return what is in the files, by names without the prefix `transformer.`, masks left out."""
     stored: dict[str, Stored] = {}
-    for file in _weight_files(folder):
+    for file in _model_files(folder):
         for key, tensor in read_tensors(file).items():
             name = key.removeprefix("transformer.")
             if MASKS.fullmatch(name):

@@ -17,9 +17,9 @@ import torch
 from gpt_model import pretrained as hugging_face
 from gpt_model.config import GPTConfig
 from gpt_model.gpt import GPT
+from gpt_model.model_files import check_finite, read_object, read_tensors
 from gpt_model.tokenizer_files import read_tokenizer
-from gpt_model.weight_files import check_finite, read_tensors
-from utils.files import InputError, read_json
+from utils.files import InputError
 from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
 
 
@@ -32,13 +32,12 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{run} is not a run directory: it has no config.json. python -m pretraining.simple makes one")
-    config = read_json(path)
-    parts = config if isinstance(config, dict) else {}
-    if "model_type" in parts:
+    config = read_object(path)
+    if "model_type" in config:
         raise InputError(
             f"{run} is a model in the layout of Hugging Face, not a run directory: GPT.from_pretrained reads it"
         )
-    if not all(isinstance(parts.get(name), dict) for name in ("model", "training")):
+    if not all(isinstance(config.get(name), dict) for name in ("model", "training")):
         raise InputError(f"{path} is damaged: it must hold the objects 'model' and 'training'")
     return config
 

@@ -27,6 +27,7 @@ LOWEST_TEMPERATURE = 1e-6  # a lower one, but for 0, would make scores infinite
 LARGEST_BIAS = 1e30  # so would a larger bias
 
 Probability = Annotated[float, Range(0, 1, open_below=True)]
+Temperature = Annotated[float, Range(0, 1e6)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Sampling:
         InputError: if a number is out of range; the message names the field.
     """
 
-    temperature: Annotated[float, Range(0, 1e6)] = 1.0
+    temperature: Temperature = 1.0
     """0 always takes the likeliest token; 1 draws as the model says; between, unlikely tokens get rarer."""
     top_k: Count | None = None
     """Draw among this many of the likeliest tokens; None for all."""

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpt_model.weight_files import refuse_lfs_pointer
-from utils.files import InputError, read_json
+from gpt_model.model_files import read_object, refuse_lfs_pointer
+from utils.files import InputError
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, RankTokenizer
 from working_with_text_data.minbpe.interop import byte_letters
 
@@ -39,11 +39,11 @@ def read_tokenizer(folder: Path) -> RankTokenizer:
     refuse_lfs_pointer(merges)
     lines = merges.read_text(encoding="utf-8", errors="replace").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return _build(vocab, _vocabulary(vocab, _read(vocab)), pairs, GPT2_PATTERN, {END_OF_TEXT}, None)
+    return _build(vocab, _vocabulary(vocab, read_object(vocab)), pairs, GPT2_PATTERN, {END_OF_TEXT}, None)
 
 
 def _from_whole(path: Path) -> RankTokenizer:
-    content = _read(path)
+    content = read_object(path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or any(map(model.get, OTHER_WAYS)):
         raise InputError(f"{path}: 'model' must be byte-pair encoding, the only one that we compute")
@@ -61,14 +61,6 @@ def _from_whole(path: Path) -> RankTokenizer:
     normalizer = content.get("normalizer")
     normal_form = normalizer.get("type") if isinstance(normalizer, dict) else normalizer
     return _build(path, vocab, pairs, _pattern(path, content.get("pre_tokenizer")), specials, normal_form)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    refuse_lfs_pointer(path)
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold an object")
-    return content
 
 
 def _vocabulary(path: Path, vocab: Any) -> dict[str, Any]:

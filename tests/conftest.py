@@ -37,6 +37,14 @@ def ctrl_c_works() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def freed_memory_is_handed_back() -> Iterator[None]:
+    """Trainers keep it for their next step; a process of thousands of tests would keep what each of them once took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simple, "keep_freed_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """A folder of real data, named by the variable TEST_DATA; tests that want it are skipped without."""

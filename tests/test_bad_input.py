@@ -1,15 +1,14 @@
 """What a user gets wrong, through the real command line: one line that names it, and nothing saved is lost."""
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.commands import run
 from utils.files import sha256
 
 ROOT = Path(__file__).parent.parent
@@ -22,17 +21,9 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(*arguments: object, limit: Callable[[], None] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a module as a user would."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True, text=True, cwd=ROOT, check=False, preexec_fn=limit,
-    )  # fmt: skip
-
-
-def error(*arguments: object, limit: Callable[[], None] | None = None) -> str:
-    """The one line of a command that must fail."""
-    result = run(*arguments, limit=limit)
+def error(module: str, *arguments: object, file_size: int | None = None) -> str:
+    """Return the one line of a command that must fail."""
+    result = run(module, *arguments, file_size=file_size)
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr
     line = result.stderr.replace("\r", "\n").strip().splitlines()[-1]
@@ -121,12 +112,8 @@ def test_no_run_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1000, 30_000, 80_000])
 def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> None:
     """No mock: the kernel refuses to let any file grow past the limit."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
     text = ROOT / "working_with_text_data" / "corpus" / "persuasion.txt"
-    line = error(PREPARE, "--text", text, "--tokenizer", data / "bpe.json", "--out", tmp_path / "d", limit=limit)
+    line = error(PREPARE, "--text", text, "--tokenizer", data / "bpe.json", "--out", tmp_path / "d", file_size=size)
     assert line.endswith("File too large")
     assert not list(tmp_path.iterdir())
     assert run(TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 12, "--d-model", 16).returncode == 0
@@ -134,7 +121,7 @@ def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> Non
     config = tmp_path / "run" / "config.json"
     config.write_text(config.read_text().replace('"steps": 12', '"steps": 14'))  # two more steps are to be saved
     command = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14, "--d-model", 16]
-    line = error(*command, limit=limit)
+    line = error(*command, file_size=size)
     # torch's writer of the training state does not say why
     assert "File too large" in line or "the disk took only a part of the file" in line
     assert contents(tmp_path / "run" / "train_state") == before

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from utils.files import InputError, write_atomically
+from utils.outputs import check_output_file
 from working_with_text_data.minbpe import Tokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -97,8 +98,9 @@ def main(config: Config) -> list[Token]:
     Raises:
         InputError: for a text or a tokenizer that cannot be read, two texts, or an existing page.
     """
-    if config.html and config.html.exists() and not config.overwrite:
-        raise InputError(f"{config.html} exists: choose another --html, or give --overwrite to replace it")
+    if config.html:
+        inputs = (config.file, Path(config.tokenizer))
+        check_output_file(config.html, overwrite=config.overwrite, is_ours=is_page, inputs=inputs, flag="--html")
     tokenizer = open_tokenizer(config.tokenizer)
     tokens = tokenize(tokenizer, read_text(config), special=config.special)
     if config.html:
@@ -108,12 +110,12 @@ def main(config: Config) -> list[Token]:
     lines = [to_terminal(((token, visible(token.spelling)) for token in tokens), colors, "" if colors else SEPARATOR)]
     if config.ids:
         lines.append(to_terminal(((token, str(token.id)) for token in tokens), colors, " "))
-    _print("\n".join([*lines, count(tokens)]) + "\n")
+    print("\n".join([*lines, count(tokens)]))
     return tokens
 
 
 def read_text(config: Config) -> str:
-    """The text that the configuration names, line ends as they are.
+    """Return the text that the configuration names, line ends as they are.
 
     Raises:
         InputError: if it names two, or what it names is not there or not UTF-8.
@@ -122,7 +124,7 @@ def read_text(config: Config) -> str:
         raise InputError("there are two texts: give either --text or --file")
     if config.text is not None:
         return config.text
-    if config.file is not None and not config.file.exists():
+    if config.file is not None and not config.file.is_file():  # a device or a pipe might never end
         raise InputError(f"there is no file {config.file}")
     if config.file is None and sys.stdin.isatty():
         log.info("type a text, and end it with Ctrl-D on a line of its own (on Windows Ctrl-Z and Enter)")
@@ -135,7 +137,7 @@ def read_text(config: Config) -> str:
 
 
 def tokenize(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[Token]:
-    """The tokens of a text; special ones in it become control tokens only if `special` says so.
+    """Return the tokens of a text; special ones in it become control tokens only if `special` says so.
 
     Raises:
         InputError: for a lone surrogate in the text.
@@ -146,7 +148,7 @@ def tokenize(tokenizer: Tokenizer, text: str, *, special: bool = False) -> list[
 
 
 def visible(spelling: bytes) -> str:
-    """Bytes as text in which everything can be seen and nothing can command a terminal.
+    """Return bytes as text in which everything can be seen and nothing can command a terminal.
 
     b"a\\n" -> "a↵" and a line break; b"\\xe2\\x80" -> "<E2><80>"; b"\\x1b[0m" -> "<U+001B>[0m".
     """
@@ -163,7 +165,7 @@ def visible(spelling: bytes) -> str:
 
 
 def to_terminal(labels: Iterable[tuple[Token, str]], colors: bool, separator: str) -> str:
-    """Each token's label on its ground, or without colours; `separator` in between."""
+    """Return each token's label on its ground, or without colours; `separator` in between."""
     if not colors:
         return separator.join(label for _, label in labels)
     painted = []
@@ -174,8 +176,14 @@ def to_terminal(labels: Iterable[tuple[Token, str]], colors: bool, separator: st
     return separator.join(painted)
 
 
+def is_page(path: Path) -> bool:
+    """Return whether a file is such a page as `to_html` makes."""
+    with path.open("rb") as file:
+        return b"\n<title>Tokens of " in file.read(PAGE.index("{tokenizer}"))
+
+
 def to_html(tokens: list[Token], tokenizer: str) -> str:
-    """A page that needs no other file."""
+    """Return a page that needs no other file."""
     spans = []
     for i, token in enumerate(tokens):
         kind = "special" if token.special else f"t{i % len(GROUNDS)}"
@@ -185,20 +193,10 @@ def to_html(tokens: list[Token], tokenizer: str) -> str:
 
 
 def count(tokens: list[Token]) -> str:
-    """Characters, bytes and tokens in words."""
+    """Return the numbers of characters, bytes and tokens, in words."""
     data = b"".join(token.spelling for token in tokens)
     sizes = f"characters: {len(data.decode('utf-8')):,}, bytes: {len(data):,}, tokens: {len(tokens):,}"
     return f"{sizes}, bytes per token: {len(data) / len(tokens):.2f}" if tokens else sizes
-
-
-def _print(text: str) -> None:
-    """Print what standard output can hold, as long as somebody reads it."""
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        sys.stdout.write(text.encode(encoding, errors="backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `head` has seen enough; without this Python would try again as it ends, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def flex_left_padded(layer: Layer, dtype: torch.dtype) -> Rows:
         (flex_chunks, torch.float32),
         (flex_ragged, torch.float32),
         (flex_left_padded, torch.float32),
-        (flex_ragged, torch.bfloat16),
+        pytest.param(flex_ragged, torch.bfloat16, marks=pytest.mark.exhaustive),
     ],
 )
 @pytest.mark.parametrize("variant", FEW_VARIANTS)

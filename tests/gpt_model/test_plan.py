@@ -1,9 +1,6 @@
 """The planner's answers fit and could not be larger, follow its stated rule, and nonsense is told in one line."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -14,10 +11,10 @@ from hypothesis import strategies as st
 from gpt_model import GPTConfig, costs
 from gpt_model.devices import find_device
 from gpt_model.plan import NEARLY_HIGHEST, USABLE_SHARE, Config, Serving, plan, report
+from tests.commands import run
 from utils.files import InputError
 from utils.ranges import range_of
 
-ROOT = Path(__file__).parent.parent.parent
 SIZES = ["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl", "demo", "tiny"]
 GPUS = ["24GB", "8 GB", "80GiB", "0.5gb", "h100", "rtx4090", "A100 40GB"]
 anything = given(
@@ -130,21 +127,16 @@ def test_what_does_not_fit_is_said() -> None:
     assert report(config, plan(config)).endswith("There is no room for that with any kind of attention.")
 
 
-def run_planner(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gpt_model.plan", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-
-
 def test_it_runs_from_the_command_line() -> None:
-    run = run_planner("--size", "gpt2-medium", "--gpu", "24GB", "--context", "1024")
+    result = run("gpt_model.plan", "--size", "gpt2-medium", "--gpu", "24GB", "--context", "1024")
     config = Config(size="gpt2-medium", gpu="24GB", context=1024)
-    assert (run.returncode, run.stdout, run.stderr) == (0, report(config, plan(config)) + "\n", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, report(config, plan(config)) + "\n", "")
 
 
 def test_nonsense_is_one_line_on_the_command_line() -> None:
-    run = run_planner("--gpu", "24 gallons")
-    assert (run.returncode, run.stdout, run.stderr.count("\n")) == (1, "", 1)
-    assert run.stderr.startswith("error: --gpu must be a memory, as in 24GB, or one of A100, ")
+    result = run("gpt_model.plan", "--gpu", "24 gallons")
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert result.stderr.startswith("error: --gpu must be a memory, as in 24GB, or one of A100, ")
 
 
 @pytest.mark.parametrize(

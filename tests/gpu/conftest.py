@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from utils.hardware import compiler_works
+
 HERE = Path(__file__).parent
 
 
@@ -33,6 +35,8 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def nothing_compiled_yet(device: torch.device) -> Iterator[None]:
     """Forget what earlier tests compiled, so that each can count what it compiles, and give back their memory."""
+    compiler_works(device.type)  # the first time, it compiles something itself
+    torch.use_deterministic_algorithms(False)  # which training on a CPU switches on
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     yield

@@ -51,8 +51,8 @@ def test_memory_that_work_takes_is_counted_to_the_byte(device: torch.device) -> 
 
     before = peaks.free_memory(device)
     assert peaks.peak_memory(work, device) == 2 * size
-    taken = torch.empty(2**30, dtype=torch.uint8, device=device)
-    assert before - peaks.free_memory(device) >= taken.nbytes
+    taken = torch.empty(2**33, dtype=torch.uint8, device=device)
+    assert before - peaks.free_memory(device) > taken.nbytes / 2  # other processes may take and give back some
 
 
 def test_time_counts_until_the_gpu_is_done(device: torch.device) -> None:

@@ -113,7 +113,7 @@ def test_what_was_lost_or_cut_short_is_fetched_again(hub: Hub, source: Path, cac
         assert [request.file for request in hub.requests] == (list(FILES) if name == RECORD else [name])
 
 
-@pytest.mark.parametrize("record", ["null", "[1]", '{"config.json": 5}', '{"config.json": {}}'])
+@pytest.mark.parametrize("record", ["null", "[1]", "[" * 5000, '{"config.json": 5}', '{"config.json": {}}'])
 def test_a_record_that_makes_no_sense_is_none(hub: Hub, source: Path, cache: Path, record: str) -> None:
     folder = ModelManager(cache).download_gpt2_model("gpt2-large")
     (folder / RECORD).write_text(record)

@@ -216,17 +216,36 @@ class TestCommandLine:
         page.write_text("mine")
         result = run("--text", "a", "--html", page)
         assert result.stderr.decode().startswith(f"error: {page} exists")
+        with pytest.raises(InputError, match="was not written by this command"):
+            inspect_tokens.main(Config(text="a", html=page, overwrite=True))
         assert page.read_text() == "mine"
-        assert run("--text", "a", "--html", page, "--overwrite").returncode == 0
+        page.unlink()
+        for text in ("a page", "a"):
+            inspect_tokens.main(Config(text=text, html=page, overwrite=True))
         assert len(Page(page.read_text(encoding="utf-8")).spans) == 1
+
+    def test_a_page_is_no_input_and_no_link(self, tmp_path: Path) -> None:
+        book = tmp_path / "book.txt"
+        book.write_text("a book")
+        (tmp_path / "link.html").symlink_to(book)
+        for page in (book, tmp_path / "link.html", Path(os.devnull)):
+            with pytest.raises(InputError, match="--html"):
+                inspect_tokens.main(Config(file=book, html=page, overwrite=True))
+        assert book.read_text() == "a book"
+
+    def test_what_might_never_end_is_not_read(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        for file in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+            with pytest.raises(InputError, match=f"there is no file {file}"):
+                inspect_tokens.main(Config(file=file))
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--file", "none.txt"], "there is no file none.txt"),
-            (["--file", "."], ".: Is a directory"),
+            (["--file", "."], "there is no file ."),
             (["--tokenizer", "none.json"], "there is no tokenizer none.json: make one with"),
-            (["--tokenizer", "pyproject.toml"], "pyproject.toml is not a tokenizer file"),
+            (["--tokenizer", "pyproject.toml"], "pyproject.toml is damaged: Expecting value"),
             (["--text", "a", "--file", "b"], "there are two texts: give either --text or --file"),
             (["--text", os.fsdecode(b"\xff")], "the text holds a lone surrogate"),
             ([], "standard input is not UTF-8 text: byte 1 is 0xff"),

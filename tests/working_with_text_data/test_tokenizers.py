@@ -352,6 +352,33 @@ class TestFiles:
                 Tokenizer.load(path)
             assert str(caught.value).isprintable()
 
+    def test_damage_without_a_checksum_loses_no_text(self, tmp_path: Path, rng: random.Random) -> None:
+        """One wrong byte in a file of version 2, which had none: an error in one line, or all of a text is kept."""
+        tokenizer = RegexTokenizer(GPT2_PATTERN)
+        tokenizer.train("a few words, and a few more", 270)
+        tokenizer.add_special_tokens("<|endoftext|>")
+        path = tmp_path / "t.json"
+        tokenizer.save(path)
+        content = {**json.loads(path.read_bytes()), "version": 2}
+        del content["sha256"]
+        whole = json.dumps(content).encode()
+        text = "A few more words:\r\n 한국어, 12 \U0001f600  \n"
+        messages = []
+        for _ in range(200):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(damaged))] = rng.choice(b'[]{}()",.0129eE-+*?|^\\Pp\x00\xff ')
+            path.write_bytes(damaged)
+            tracemalloc.start()
+            try:
+                loaded = Tokenizer.load(path)
+                assert loaded.decode(loaded.encode_ordinary(text)) == text
+            except InputError as error:
+                messages.append(str(error))
+            assert tracemalloc.get_traced_memory()[1] < 20e6
+            tracemalloc.stop()
+        assert all(message.isprintable() for message in messages)
+        assert 10 < len(messages) < 190, "the pattern, where much is possible, is a third of the file"
+
     def test_brackets_within_brackets(self, tmp_path: Path) -> None:
         path = tmp_path / "t.json"
         for content in ("[" * 100_000, '{"format":"minbpe","version":2,"merges":' + "[" * 100_000):

@@ -110,6 +110,8 @@ def assert_parts_are_whole_pieces(pattern: str, text: str, size: int) -> None:
     assert [piece for part in parts for piece in split(part.decode("utf-8"))] == split(text), (
         f"{text[:40]!r}, by {size}"
     )
+    assert b"".join(again := list(cuts.text_parts(text, size))) == b"".join(parts)
+    assert [piece for part in again for piece in split(part.decode("utf-8"))] == split(text)
     for part in parts:  # too long only if there is hardly anywhere to cut
         assert len(part) <= size or len(cuts.bounds(part[:size])) <= 4
 
@@ -133,6 +135,17 @@ def test_lines_without_spaces_are_parted_too(pattern: str) -> None:
 def test_a_part_ends_before_a_long_word_and_not_in_it(pattern: str) -> None:
     text = "word " * 2000 + "x" * 7000 + " word" * 2000 + "y" * 50_000 + "\n" * 5000 + "z\r\n\r\n" * 20_000
     assert_parts_are_whole_pieces(pattern, text, 10_000)
+
+
+@PATTERNS
+def test_spans_have_the_bounds_of_the_whole(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["".join(characters) for characters in itertools.product("as'0. \n\u3000", repeat=4)]
+    text = "".join(texts).encode("utf-8")
+    whole = CUTS[pattern].bounds(text).tolist()
+    for span in (1, 2, 3, 7, 1000, len(text) - 1):
+        monkeypatch.setattr(units_module, "SPAN", span)
+        assert CUTS[pattern].bounds(text).tolist() == whole
+    assert CUTS[pattern].bounds(b"").tolist() == [0]
 
 
 # -- numbering -------------------------------------------------------------------------------------------

@@ -1,15 +1,13 @@
 """Byte-pair encoding tokenizers, from the simplest that works to the ones large models use.
 
 Read in this order:
-1. `merging.py` and `textbook.py`: all of byte-pair encoding, on two pages.
-2. `base.py`, `basic.py`, `regex.py`: tokenizers that are trained, without and with splitting the text first;
-   `splitting.py` and `special_tokens.py` are their parts.
-3. `ranks.py`, `gpt2.py`, `gpt4.py`: OpenAI's own; `unicode_classes.py` says what they take for a letter.
+1. `merging.py`, `textbook.py`: all of byte-pair encoding, on two pages.
+2. `base.py`, `basic.py`, `regex.py`: tokenizers to train, without and with splitting the text first. Their parts are
+   `files.py`, `special_tokens.py`, `splitting.py` and `unicode_classes.py`.
+3. `ranks.py`, `gpt2.py`, `gpt4.py`: OpenAI's own.
 4. `trie.py`: another way to use a vocabulary.
-5. `files.py`, `opening.py`, `interop.py`, `rectangles.py`: to and from files, other libraries, models.
-6. `fast/`: what makes training and encoding fast.
-
-A module imports those before it, never those after it, `fast/` excepted, which knows `merging.py` only.
+5. `opening.py`, `interop.py`, `rectangles.py`: from a name, for other libraries, for models.
+6. `fast/`: what makes training and encoding fast. It knows `merging.py` and no tokenizer.
 """
 
 from working_with_text_data.minbpe.base import Tokenizer

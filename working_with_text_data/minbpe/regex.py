@@ -124,12 +124,11 @@ class RegexTokenizer(Tokenizer):
             yield text
             return
         try:
-            data = text.encode("utf-8")
+            for part in CUTS[self.pattern].text_parts(text, size):
+                yield part.decode("utf-8")
         except UnicodeEncodeError:
             check_surrogates(text)
             raise
-        for part in CUTS[self.pattern].parts(data, size):
-            yield part.decode("utf-8")
 
     def new_entries(self) -> Entries | None:
         return self._units.new_entries() if self._units else None

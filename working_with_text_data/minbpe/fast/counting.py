@@ -28,7 +28,8 @@ def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, work
     if workers == 1:
         counter = PieceCounter(split, cuts)
         for document in documents:
-            counter.add(document.encode("utf-8"))
+            for part in _parts(document, cuts):
+                counter.add(part)
         return counter.result()
     everybody = multiprocessing.get_context(START_METHOD).Barrier(workers)
     with worker_pool(workers, _take_counter, split, cuts, everybody) as pool:
@@ -49,13 +50,16 @@ def _take_counter(split: Split, cuts: Cuts | None, everybody: Any) -> None:
     _counter, _everybody = PieceCounter(split, cuts), everybody
 
 
+def _parts(document: str, cuts: Cuts | None) -> Iterable[bytes]:
+    return cuts.text_parts(document, JOB_SIZE) if cuts else [document.encode("utf-8")]
+
+
 def _jobs(documents: Iterable[str], cuts: Cuts | None) -> Iterator[list[bytes]]:
     """Documents, or parts of them, in lists of about JOB_SIZE."""
     job: list[bytes] = []
     size = 0
     for document in documents:
-        data = document.encode("utf-8")
-        for part in cuts.parts(data, JOB_SIZE) if cuts else [data]:
+        for part in _parts(document, cuts):
             job.append(part)
             size += len(part)
             if size >= JOB_SIZE:

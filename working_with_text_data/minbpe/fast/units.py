@@ -103,6 +103,26 @@ class Cuts:
         if start < len(text):
             yield text[start:]
 
+    def text_parts(self, text: str, size: int) -> Iterator[bytes]:
+        """Yield what `parts` does of a text in UTF-8, without ever holding all of that.
+
+        Raises:
+            UnicodeEncodeError: for a lone surrogate; its `object` is the whole text.
+        """
+        rest, start = b"", 0
+        while start < len(text):
+            step = max(size, len(rest))  # longer and longer as long as a unit does not end
+            try:
+                data = rest + text[start : start + step].encode("utf-8")
+            except UnicodeEncodeError:
+                text.encode("utf-8")
+                raise
+            *parts, rest = self.parts(data, size)
+            yield from parts
+            start += step
+        if rest:
+            yield rest
+
 
 # GPT-2 gives a space to what follows it, and other white space to nothing. An apostrophe may begin "'s" or "'re".
 GPT2_CUTS = Cuts(

@@ -1,16 +1,17 @@
-"""Files of tensors, safetensors or what `torch.save` writes: read without running code, and never as something else."""
+"""The files in a model's folder, tensors and JSON: read without running code, and never as something else."""
 
 import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.files import InputError, printable
+from utils.files import InputError, printable, read_json
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -40,6 +41,19 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if without := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise InputError(f"{file}: {without[0]} has a shape but no numbers: it was saved from the meta device")
     return tensors
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InputError: if it is damaged, or holds no object.
+    """
+    refuse_lfs_pointer(path)
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it must hold an object")
+    return content
 
 
 def is_mappable(file: Path) -> bool:
