@@ -4,6 +4,8 @@ CONTRIBUTING.md tells these rules to people.
 """
 
 import ast
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -163,6 +165,13 @@ def test_functions_are_short() -> None:
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MOST_LINES_OF_A_FUNCTION:
                 long.add(f"{path.relative_to(ROOT).as_posix()}: {node.name}")
     assert long == LONG_FUNCTIONS.keys(), f"more than {MOST_LINES_OF_A_FUNCTION} lines hold two ideas"
+
+
+@pytest.mark.parametrize("name", [name for name, path in NAMES.items() if ">>> " in path.read_text(encoding="utf-8")])
+def test_examples_in_docstrings_are_true(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted
+    assert not result.failed
 
 
 CALQUES = re.compile(
