@@ -148,7 +148,7 @@ def test_inside_a_compiled_model_it_is_part_of_the_graph(mask: Mask) -> None:
 
 
 def test_only_the_latest_block_masks_are_kept(monkeypatch: pytest.MonkeyPatch, built: list[tuple[Any, ...]]) -> None:
-    monkeypatch.setattr(flex, "KEPT", 2)
+    monkeypatch.setattr(flex, "MOST_BLOCK_MASKS", 2)
     device = torch.device("cpu")
     for window in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, the one that was used longest ago
         flex.block_mask(Mask(window=window), 4, 4, device)
