@@ -31,7 +31,7 @@ VARIANTS = {
 }
 # of the largest logit, about 1 in these models
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 4e-2}
-LENGTH = 32  # twice the window
+LENGTH = 48
 
 
 def make(name: str, **changes: Any) -> GPT:
