@@ -17,7 +17,7 @@ from attention_mechanisms.multi_head import MultiHeadAttention
 
 
 class GroupedQueryAttention(MultiHeadAttention):
-    """Self-attention whose query heads share n_kv_groups key/value heads.
+    """Multi-head attention whose query heads share n_kv_groups key/value heads.
 
     Args:
         d_model: width C of input and output.
@@ -47,4 +47,5 @@ class GroupedQueryAttention(MultiHeadAttention):
         if n_kv_groups < 1 or n_heads % n_kv_groups:
             raise ValueError(f"n_kv_groups must divide n_heads, got {n_kv_groups} groups for {n_heads} heads")
         self.n_kv_groups = n_kv_groups
-        self.key, self.value = (nn.Linear(d_model, n_kv_groups * self.head_dim, bias=bias) for _ in range(2))
+        self.key = nn.Linear(d_model, n_kv_groups * self.head_dim, bias=bias)
+        self.value = nn.Linear(d_model, n_kv_groups * self.head_dim, bias=bias)

@@ -5,7 +5,7 @@ heads than queries: each then serves a group of H / G query heads (Ainslie et al
 https://arxiv.org/abs/2305.13245, section 2.2).
 
 Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, E value
-size, N = H / G * T queries of a group.
+size, N = H / G * T queries per group.
 """
 
 import functools
@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention_mechanisms import flex
+from attention_mechanisms.fast import flex
+from attention_mechanisms.fast.windowed import attend_in_blocks, blocks_pay
 from attention_mechanisms.masks import CAUSAL, Mask
-from attention_mechanisms.windowed import attend_in_blocks, blocks_pay
 
 log = logging.getLogger(__name__)
 
 KERNELS = ("auto", "manual", "sdpa", "flex")
-SHORT = 512  # keys
+# With up to so many keys, bfloat16 training on a CPU is faster by plain products.
+MOST_KEYS_FOR_PLAIN_PRODUCTS = 512
 
 
 def attend(
@@ -36,14 +37,14 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention's output (B, H, T, E): for each query the mean of the values, weighted by its softmax scores.
+    """Return attention's output (B, H, T, E): for each query the mean of the values, weighted by its softmax scores.
 
     A query that may see no key gets zeros.
 
     Args:
-        q_BHTD: queries.
-        k_BGSD: keys; G divides H.
-        v_BGSE: values.
+        q_BHTD: the queries.
+        k_BGSD: the keys; G divides H.
+        v_BGSE: the values.
         mask: who may look at whom.
         kernel: "manual" to read and check against, "sdpa" for PyTorch's fused kernels, "flex" for
             FlexAttention, which skips what the mask hides, or "auto" for the fastest; see `explain_kernel`.
@@ -77,7 +78,7 @@ def explain_kernel(
     kernel: str = "auto",
     dropout: float = 0.0,
 ) -> str:
-    """Which kernel `attend` would take for these arguments, and why, in one line."""
+    """Say which kernel `attend` would take for these arguments, and why, in one line."""
     name, reason = choose_kernel(q_BHTD, k_BGSD, v_BGSE, mask=mask, kernel=kernel, dropout=dropout)
     return f"{name}: {reason}"
 
@@ -85,7 +86,7 @@ def explain_kernel(
 def choose_kernel(
     q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, mask: Mask, kernel: str, dropout: float
 ) -> tuple[str, str]:
-    """The kernel that `attend` takes, and the reason.
+    """Return the kernel that `attend` takes, and the reason.
 
     Raises:
         ValueError: for an unknown kernel.
@@ -105,7 +106,7 @@ def choose_kernel(
     if blocks_pay(mask, T, S):
         return "sdpa", "in blocks, it skips the keys outside the window"
     half = q_BHTD.dtype in (torch.bfloat16, torch.float16)
-    if device == "cpu" and half and (S <= SHORT if training else T == 1):
+    if device == "cpu" and half and (S <= MOST_KEYS_FOR_PLAIN_PRODUCTS if training else T == 1):
         return "manual", "in half precision on a CPU, plain products beat the fused kernel in training and decoding"
     return "sdpa", "PyTorch's fused kernels do not store the scores"
 
@@ -135,8 +136,11 @@ def _manual(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout:
 
 
 def _packed(k_BGSD: Tensor) -> Tensor:
-    """The same keys, copied where that is faster: of a slice of a cache that is to be transposed, the CPU's
-    bfloat16 product makes a transposed copy, which takes several times as long as a plain one."""
+    """Return the same keys, copied where that makes the product faster.
+
+    The product needs them transposed. From a slice of a cache, a CPU makes a transposed copy in bfloat16, which takes
+    several times as long as a plain one.
+    """
     half = k_BGSD.dtype in (torch.bfloat16, torch.float16)
     return k_BGSD.contiguous() if half and k_BGSD.device.type == "cpu" else k_BGSD
 
@@ -152,7 +156,7 @@ def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: f
     visible = empty = None
     if not square and not mask.hides_nothing(T, S):
         visible, empty = mask.opened(T, S, q_BHTD.device)
-    if T == 1:  # all query heads of a group are queries with the same mask
+    if T == 1:  # all query heads of a group become queries with the same mask
         q_BHTD = _fold(q_BHTD, G)
     shared = {"enable_gqa": True} if q_BHTD.shape[1] != G else {}  # a branch: torch.compile may have no bool to hand on
     y = F.scaled_dot_product_attention(
@@ -163,5 +167,5 @@ def _sdpa(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, dropout: f
 
 
 def _fold(x_BHTD: Tensor, n_groups: int) -> Tensor:
-    """(B, G, N, D): the queries of a group's heads, one after the other."""
+    """Return (B, G, N, D): the queries of a group's heads, one after the other."""
     return x_BHTD.reshape(x_BHTD.shape[0], n_groups, -1, x_BHTD.shape[3])

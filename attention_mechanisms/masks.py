@@ -1,15 +1,15 @@
 """Who may look at whom, as a small value that each kernel turns into its own form.
 
-A query at position p sees the key at position s if every rule that is switched on allows it:
+A query at position p sees the key at position s if every rule that applies allows it:
 
     causal          s <= p
     window          p - s < window, or s is one of the pinned first tokens (Longformer, Beltagy et al. 2020,
                     https://arxiv.org/abs/2004.05150, section 3.1; sinks: Xiao et al. 2023,
                     https://arxiv.org/abs/2309.17453, section 3.2)
-    left padding    s is no padding
+    left padding    s is not padding
     documents       both belong to the same document
 
-A query that sees nothing at all, such as one of padding, is answered with zeros, by every kernel.
+A query that sees nothing at all, such as a padding token's, gets zeros from every kernel.
 
 Shapes: B batch, T query length, S key length (cached and new).
 """
@@ -30,7 +30,7 @@ Rule = Callable[[Any, Any, Any, Any], Tensor]
 class Mask:
     """Which keys each query sees.
 
-    Two masks are equal if their numbers are and they hold the very same tensors, which must not be changed.
+    Two masks are equal if their numbers are equal and they hold the very same tensors, which must not be changed.
 
     Raises:
         ValueError: if a number is out of range, a window is not causal, or two fields speak of batches
@@ -42,13 +42,13 @@ class Mask:
     window: int | None = None
     """A query sees this many keys, the one at its own position included; None: no limit."""
     n_sinks: int = 0
-    """So many of a row's first tokens are seen even from beyond the window."""
+    """How many of a row's first tokens are seen from beyond the window too."""
     query_offset: int | tuple[int, ...] = 0
     """Position of the first query among the keys: how many tokens the cache held before them. A tuple
-    gives each row of the batch its own. Causal attention against a cache needs it: without, the mask
+    gives each row of the batch its own. Causal attention against a cache needs it: without it, the mask
     would align to the top left, and one new query would see only the very first key."""
     left_padding: tuple[int, ...] | None = None
-    """How many of each row's first tokens only fill it up."""
+    """How many of each row's first tokens are padding."""
     document_ids: Tensor | None = field(default=None, compare=False)
     """(S,) or (B, S): which document the token at each position belongs to."""
     key_positions: Tensor | None = field(default=None, compare=False)
@@ -80,7 +80,7 @@ class Mask:
 
     @property
     def batch_size(self) -> int | None:
-        """For how many rows it differs; None if it is the same for all."""
+        """The number of rows that it is made for; None if it is the same for all."""
         return next(iter(self._batch_sizes()), None)
 
     @property
@@ -90,41 +90,44 @@ class Mask:
         return isinstance(self.query_offset, int) and all(value is None for value in special)
 
     def hides_nothing(self, query_length: int, key_length: int) -> bool:
-        """Whether every query sees every key, so that a kernel needs no mask at all."""
+        """Return whether every query sees every key, so that a kernel needs no mask at all."""
         if not self.is_plain or not self.causal:
             return self.is_plain
         near = self.window is None or self.query_offset + query_length - 1 - self.n_sinks < self.window
         return near and self.query_offset >= key_length - 1
 
     def is_square_causal(self, query_length: int, key_length: int) -> bool:
-        """Whether it is the plain triangle of training, for which kernels have a fast path."""
-        # branches: of lengths that a compiler leaves open, a comparison is no bool, and kernels want one
+        """Return whether it is the plain triangle of training, for which kernels have a fast path."""
+        # An `if` turns the comparison into a bool, which kernels want; with symbolic lengths, under torch.compile, a
+        # comparison alone is not one.
         if query_length != key_length or (self.window is not None and self.window < key_length):
             return False
         return self.causal and self.is_plain and self.query_offset == 0
 
     def windowed(self, window: int, n_sinks: int = 0) -> Mask:
-        """The same mask with a window; the same object for the same window, so that its forms are made once."""
+        """Return this mask with a window: the same object for the same window, so that its forms are made once."""
         if (self.window, self.n_sinks) == (window, n_sinks):
             return self
         return self._once(("window", window, n_sinks), lambda: replace(self, window=window, n_sinks=n_sinks))
 
     def positions(self, query_length: int, device: torch.device | None = None) -> Tensor:
-        """Positions of the queries: (T,), or (B, T) where rows have offsets or padding of their own.
+        """Return the positions of the queries: (T,), or (B, T) where rows have offsets or padding of their own.
 
-        A row's first token that is no padding has position 0; padding is at 0 too.
+        A row's first token that is not padding has position 0, and so does all padding.
         """
-        offsets, padding = _per_row(self.query_offset, device), _per_row(self.left_padding or 0, device)
+        offsets = _per_row(self.query_offset, device)
+        padding = _per_row(self.left_padding or 0, device)
         start = offsets - padding
         queries_T = torch.arange(query_length, device=device)
         return queries_T + start if isinstance(start, int) else (queries_T + start[:, None]).clamp(min=0)
 
     def rule(self, device: torch.device | None = None) -> Rule:
-        """The rules above as one function of (row, head, query, key), indices that broadcast; True where seen.
+        """Return the rules above as one function of (row, head, query, key), which broadcast; True where seen.
 
         The dense form and FlexAttention's block masks are both made from it.
         """
-        offset, padding = _per_row(self.query_offset, device), _per_row(self.left_padding or 0, device)
+        offset = _per_row(self.query_offset, device)
+        padding = _per_row(self.left_padding or 0, device)
 
         def visible(row: Any, head: Any, query: Any, key: Any) -> Tensor:
             position = query + (offset if isinstance(offset, int) else offset[row])
@@ -136,14 +139,14 @@ class Mask:
             if self.key_positions is not None or self.left_padding is not None:
                 seen = seen & (key >= first)
             if self.document_ids is not None:
-                # a key that is not there has position -1: already hidden, whatever is read for it
+                # a key that is not there has position -1: it is already hidden, whatever is read here
                 seen = seen & (_at(self.document_ids, row, position) == _at(self.document_ids, row, key))
             return seen
 
         return visible
 
     def dense(self, query_length: int, key_length: int, device: torch.device | None = None) -> Tensor:
-        """True where a query may look: (T, S), or (B, 1, T, S) where rows differ."""
+        """Return a tensor that is True where a query may look: (T, S), or (B, 1, T, S) where rows differ."""
 
         def make() -> Tensor:
             queries_T1 = torch.arange(query_length, device=device)[:, None]
@@ -156,10 +159,10 @@ class Mask:
     def opened(
         self, query_length: int, key_length: int, device: torch.device | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The dense form, changed so that no query sees nothing, and which queries did, (..., T, 1).
+        """Return the dense form, with queries that see nothing looking everywhere, and which these are, (..., T, 1).
 
-        A softmax over nothing is 0 / 0, which kernels answer differently, and whose gradient is NaN. So
-        these queries look everywhere, and the caller sets their output to zero. None where there are none.
+        A softmax over nothing is 0 / 0: kernels answer it differently, and its gradient is NaN. So these
+        queries look everywhere, and the caller sets their output to zero. The second is None if there are none.
         """
         visible = self.dense(query_length, key_length, device)
         # in a plain mask each query sees the key at its own position, and without a window the first one
@@ -173,7 +176,7 @@ class Mask:
         return self._once(("opened", query_length, key_length, device), make)
 
     def _once(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returns, kept for all layers of a model; of each kind of form only the latest."""
+        """Return what `make` returns, kept for all layers of a model; of each kind of form only the latest."""
         if torch.compiler.is_compiling():
             return make()
         kind = name[0]
@@ -196,3 +199,4 @@ def _at(values: Tensor, row: Any, index: Any) -> Tensor:
 
 
 CAUSAL = Mask()
+EVERYTHING = Mask(causal=False)

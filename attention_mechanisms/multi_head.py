@@ -18,11 +18,11 @@ from attention_mechanisms.rotary import rotate, rotation
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention.
+    """Lets each position gather information from others, by several attentions side by side.
 
     Args:
         d_model: width C of input and output.
-        n_heads: how many attentions.
+        n_heads: how many attentions; each has d_model / n_heads channels.
         fused: make queries, keys and values by one projection, as GPT-2 stores them, or by three.
         rope: rotate queries and keys by their positions.
         dropout: probability with which an attention weight is dropped in training.
@@ -72,7 +72,7 @@ class MultiHeadAttention(nn.Module):
         """Mix information between positions.
 
         Args:
-            x_BTC: one vector a position.
+            x_BTC: one vector per position.
             mask: who may look at whom; causal by default. With a cache its offset is what the cache holds.
             positions: (T,) or (B, T), for rope; by default those the mask gives.
             cache: keys and values of earlier tokens; the new ones are appended.
@@ -96,7 +96,7 @@ class MultiHeadAttention(nn.Module):
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def project(self, x_BTC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, D), keys and values (B, G, T, D)."""
+        """Return queries (B, H, T, D), keys and values (B, G, T, D)."""
         if self.fused:
             projected = self.qkv(x_BTC).chunk(3, dim=-1)
         else:
@@ -105,12 +105,12 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def limit(self, mask: Mask) -> Mask:
-        """What this kind of attention hides besides what `mask` does: nothing."""
+        """Return `mask` with what this kind of attention hides in addition: nothing."""
         return mask
 
     def new_cache(self, batch_size: int, max_length: int) -> LayerCache:
-        """An empty cache for this layer, 2 B G S D numbers, of its dtype and on its device."""
-        weight = self.out.weight  # looked up once: quantized layers make it anew
+        """Make an empty cache for this layer, 2 B G S D numbers, of its dtype and on its device."""
+        weight = self.out.weight  # looked up once: quantized layers compute it each time
         return LayerCache(
             batch_size,
             self.n_kv_groups,

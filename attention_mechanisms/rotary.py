@@ -13,10 +13,10 @@ BASE = 10_000.0
 
 
 def rotation(positions: Tensor, head_dim: int, base: float = BASE) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle, float32: (T, D / 2) for positions (T,), (B, 1, T, D / 2) for (B, T).
+    """Return cosine and sine of every angle, float32: (T, D / 2) for positions (T,), (B, 1, T, D / 2) for (B, T).
 
-    Computed when needed, never stored in a module: a stored table would be rounded when the model is
-    turned to bfloat16, and distant positions would become the same.
+    They are computed when needed and never stored in a module: a stored table would be rounded when the model is
+    cast to bfloat16, and distant positions would become the same.
 
     Raises:
         ValueError: if head_dim is odd, since channels are rotated in pairs.

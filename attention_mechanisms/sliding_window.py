@@ -1,10 +1,20 @@
-"""Sliding-window attention: each token looks at the last W tokens only, and keeps no more than these.
+"""Sliding-window attention: each token looks at the last W tokens only, and no more than these are kept.
 
     query     1 2 3 4 5 6 7 8          with one sink: 1 2 3 4 5 6 7 8
     key  1    x x x                                   x x x x x x x x
          2      x x x                                   x x x
          3        x x x                                   x x x
          4          x x x        W = 3                      x x x
+
+Two things differ from attention to everything: the mask hides what is outside the window (`limit`), and the cache
+forgets it (`new_cache`). The rest is inherited.
+
+    >>> Mask(window=3).dense(5, 5).int()      # a row for each query, a column for each key
+    tensor([[1, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0],
+            [1, 1, 1, 0, 0],
+            [0, 1, 1, 1, 0],
+            [0, 0, 1, 1, 1]], dtype=torch.int32)
 
 Through L layers information still travels L (W - 1) tokens. The first few tokens, "attention sinks", may stay
 visible for ever: a trained model parks its attention there when it needs none. They keep their positions in the
@@ -17,12 +27,12 @@ Shapes: B batch, T time, C model width, H query heads, G key/value heads, D head
 """
 
 from attention_mechanisms.grouped_query import GroupedQueryAttention
-from attention_mechanisms.kv_cache import RingCache
 from attention_mechanisms.masks import Mask
+from attention_mechanisms.ring_cache import RingCache
 
 
 class SlidingWindowAttention(GroupedQueryAttention):
-    """Self-attention to the last few tokens.
+    """Grouped-query attention whose queries see the last few tokens only.
 
     Args:
         d_model: width C of input and output.
@@ -62,12 +72,12 @@ class SlidingWindowAttention(GroupedQueryAttention):
         self.n_sinks = n_sinks
 
     def limit(self, mask: Mask) -> Mask:
-        """`mask` with the window and the sinks."""
+        """Return `mask` with the window and the sinks."""
         return mask.windowed(self.window_size, self.n_sinks)
 
     def new_cache(self, batch_size: int, max_length: int) -> RingCache:
-        """An empty ring, 2 B G (W + sinks) D numbers however long a row gets, of the layer's dtype and device."""
-        weight = self.out.weight  # looked up once: quantized layers make it anew
+        """Make an empty ring, 2 B G (W + sinks) D numbers however long a row gets, of the layer's dtype and device."""
+        weight = self.out.weight  # looked up once: quantized layers compute it each time
         return RingCache(
             batch_size,
             self.n_kv_groups,

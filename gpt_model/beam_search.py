@@ -50,8 +50,7 @@ def beam_search(
         end_token: a text ends with this token, too.
 
     Raises:
-        InputError: for an empty prompt, a number out of range, more tokens than the context holds, or scores
-            that are not finite.
+        InputError: for an empty prompt, a number out of range, too many tokens, or scores that are not finite.
     """
     _check(model, ids, n_beams, max_new_tokens, length_penalty, end_token)
     device = device_of(model)
@@ -63,9 +62,7 @@ def beam_search(
     sums_N = torch.tensor([0.0] + [-math.inf] * (n_beams - 1), device=device)
     ended: list[tuple[list[int], float]] = []
     for length in range(1, max_new_tokens + 1):
-        check_scores(logits_B1V)
-        wide = torch.promote_types(logits_B1V.dtype, torch.float32)
-        sums_NV = sums_N[:, None] + logits_B1V[:, -1].log_softmax(dim=-1, dtype=wide)
+        sums_NV = sums_N[:, None] + _log_probabilities(logits_B1V)
         going, ending = _best(sums_NV, n_beams, end_token)
         if length == max_new_tokens:
             ending += going
@@ -73,16 +70,26 @@ def beam_search(
         ended = sorted(ended, key=lambda text: text[1], reverse=True)[:n_beams]
         if length == max_new_tokens or not going:
             break
-        # no more tokens make a sum larger; but with a divisor that grows, a mean may yet rise
-        hope = going[0][0] / (max_new_tokens if length_penalty > 0 else length) ** length_penalty
-        if len(ended) == n_beams and hope <= ended[-1][1]:
+        if len(ended) == n_beams and _hope(going[0][0], length, max_new_tokens, length_penalty) <= ended[-1][1]:
             break
         sums, rows, tokens = zip(*going, strict=True)
         texts = [[*texts[row], token] for row, token in zip(rows, tokens, strict=True)]
-        sums_N = torch.tensor(sums, dtype=wide, device=device)
+        sums_N = torch.tensor(sums, dtype=sums_NV.dtype, device=device)
         cache.reorder(rows)
         logits_B1V, _ = model(torch.tensor(tokens, device=device)[:, None], mask=None, cache=cache, last_only=True)
     return ended
+
+
+def _log_probabilities(logits_B1V: Tensor) -> Tensor:
+    """Return the logarithms of the next token's probabilities, (B, V)."""
+    check_scores(logits_B1V)
+    wide = torch.promote_types(logits_B1V.dtype, torch.float32)
+    return logits_B1V[:, -1].log_softmax(dim=-1, dtype=wide)
+
+
+def _hope(best_sum: float, length: int, max_length: int, length_penalty: float) -> float:
+    """Return the best score that a text may yet reach: no sum grows, but with a divisor that does, a mean may rise."""
+    return best_sum / (max_length if length_penalty > 0 else length) ** length_penalty
 
 
 def _best(sums_NV: Tensor, n_beams: int, end_token: int | None) -> tuple[list[Candidate], list[Candidate]]:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from gpt_model.config import Number, Tokens, Width
 from utils.files import InputError
 from utils.ranges import Count, Range, Seed, Share, check_ranges
 
-# A size beyond these is a slip of the finger; memory.py refuses what this machine cannot hold.
-Size = Annotated[int, Range(1, 2**20)]
 Steps = Annotated[int, Range(1, 10**9)]
 Rate = Annotated[float, Range(0, 10, open_below=True)]
 
@@ -27,25 +26,25 @@ class Config:
     fresh: bool = False
     """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
 
-    context_length: Size = 128
+    context_length: Tokens = 128
     """Tokens the model can look at, and the length of a training sequence."""
-    d_model: Size = 256
+    d_model: Width = 256
     """Width of the model."""
-    n_layers: Count = 4
+    n_layers: Number = 4
     """Blocks of the model."""
-    n_heads: Size = 4
+    n_heads: Number = 4
     """Attention heads of a block; they share d_model evenly."""
     attention: Literal["mha", "gqa", "mla", "swa"] = "mha"
     """mha, gqa (query heads share keys and values), mla (all heads share a latent) or swa (a sliding window)."""
-    n_kv_groups: Size = 2
+    n_kv_groups: Number = 2
     """gqa: heads of keys and values; must divide n_heads."""
-    latent_dim: Size = 64
+    latent_dim: Width = 64
     """mla: numbers remembered of each token, besides the rotary ones."""
-    rope_dim: Size = 16
+    rope_dim: Annotated[int, Range(0, 2**10)] = 16
     """mla with rope: rotary channels each head has besides its own."""
-    window_size: Size = 64
+    window_size: Tokens = 64
     """swa: how many tokens a token looks at, itself included."""
-    n_sinks: Annotated[int, Range(0, 2**20)] = 0
+    n_sinks: Annotated[int, Range(0, 2**24)] = 0
     """swa: first tokens that are always seen."""
     position: Literal["learned", "rope"] = "learned"
     """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""

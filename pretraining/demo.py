@@ -21,7 +21,7 @@ from pretraining.config import Steps
 from pretraining.data_folder import TOKENIZER, same_tokenizer
 from pretraining.metrics import finished_metrics
 from pretraining.open_run import check_deletable, delete_run
-from utils.files import InputError, read_json, write_atomically
+from utils.files import InputError, printable, read_json, write_atomically
 from utils.hardware import describe
 from utils.locks import alone
 from utils.outputs import check_output_folder, check_writable, delete_ours
@@ -235,7 +235,7 @@ def summary(results: dict[str, Any], run: Path) -> str:
         f"  {python} -m pretraining.simple --help  # train on your own text",
         "  make notebook  # see how each part works",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 if __name__ == "__main__":

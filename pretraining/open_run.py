@@ -14,7 +14,7 @@ from gpt_model.run_directory import load_tokenizer, read_config
 from pretraining.checkpoint import CHECKPOINT_FILES, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
-from pretraining.memory import check_memory
+from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, check_writable, delete_ours
@@ -81,13 +81,16 @@ def check_deletable(run: Path) -> None:
     Raises:
         InputError: if something else is there; the message names it.
     """
-    known: tuple[str, ...] = RUN_FILES[:1]  # a killed process may have left the beginnings of this file alone
     if (run / CONFIG).exists():
         try:
             read_config(run)
         except InputError as error:
             raise InputError(f"{run} is not a run directory, so it is not deleted: choose another --out") from error
         known = RUN_FILES
+    elif any(path.is_file() for path in run.rglob("*")):
+        known = RUN_FILES[:1]  # of this file a process that was killed as it began has left a part
+    else:
+        known = RUN_FILES  # a process that was killed as it deleted a run has left empty folders
     check_output_folder(run, known, overwrite=True)
 
 

@@ -205,26 +205,25 @@ def run_steps(trainer: Trainer, stop: StopRequest) -> None:
     """Step, look, log and save until the last step or a request to stop."""
     config = trainer.config
     tokens_per_step = config.batch_size * config.context_length
-    bar = tqdm(total=config.steps, initial=trainer.steps, unit="step", desc="training", mininterval=0.5)
     losses, since = [], time.perf_counter()
-    while trainer.steps < config.steps and not stop.made:
-        losses.append(trainer.step())
-        bar.update()
-        last = trainer.steps == config.steps
-        evaluate = last or trainer.steps % config.eval_every == 0
-        if evaluate or trainer.steps % LOG_EVERY == 0:
-            speed = tokens_per_step * len(losses) / (time.perf_counter() - since)
-            entry = {"loss": sum(losses) / len(losses), "tokens_per_second": round(speed)}
-            if evaluate:
-                entry["val_loss"] = trainer.validation_loss()
-            append_metrics(config.out, step=trainer.steps, seconds=round(trainer.seconds, 2), **entry)
-            bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens_s=f"{speed:,.0f}", refresh=False)
-            losses, since = [], time.perf_counter()
-        if last or trainer.snapshot_due or trainer.steps % config.checkpoint_every == 0:
+    with tqdm(total=config.steps, initial=trainer.steps, unit="step", desc="training", mininterval=0.5) as bar:
+        while trainer.steps < config.steps and not stop.made:
+            losses.append(trainer.step())
+            bar.update()
+            last = trainer.steps == config.steps
+            evaluate = last or trainer.steps % config.eval_every == 0
+            if evaluate or trainer.steps % LOG_EVERY == 0:
+                speed = tokens_per_step * len(losses) / (time.perf_counter() - since)
+                entry = {"loss": sum(losses) / len(losses), "tokens_per_second": round(speed)}
+                if evaluate:
+                    entry["val_loss"] = trainer.validation_loss()
+                append_metrics(config.out, step=trainer.steps, seconds=round(trainer.seconds, 2), **entry)
+                bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens_s=f"{speed:,.0f}", refresh=False)
+                losses, since = [], time.perf_counter()
+            if last or trainer.snapshot_due or trainer.steps % config.checkpoint_every == 0:
+                trainer.save()
+        if trainer.saved_at != trainer.steps:
             trainer.save()
-    if trainer.saved_at != trainer.steps:
-        trainer.save()
-    bar.close()
 
 
 def _how(config: Config) -> str:

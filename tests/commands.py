@@ -47,15 +47,17 @@ def _become(command: list[str], stdout: Connection, stderr: Connection, file_siz
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
     os.chdir(ROOT)
     sys.argv = command
+    code: str | int | None = None
     try:
         runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-    except (
-        SystemExit
-    ) as end:  # as the interpreter ends: what is said is the last word, before progress bars are deleted
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-        sys.stdout.flush()
-        os._exit(1 if isinstance(end.code, str) else end.code or 0)
+    except SystemExit as end:
+        code = end.code
+    # As where the interpreter ends: the exception is gone, and progress bars with it, when its last word is said.
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    os._exit(code or 0)
 
 
 def _read(pipe: Connection) -> str:

@@ -50,7 +50,7 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_an_empty_text(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     line = error(TOKENIZER, "--text", tmp_path / "empty.txt", "--out", tmp_path / "t.json")
-    assert line == f"error: {tmp_path / 'empty.txt'} is empty"
+    assert line == f"error: {tmp_path / 'empty.txt'} is empty: none of its documents holds any text"
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_a_vocabulary_below_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     line = error(TOKENIZER, "--text", tmp_path / "a.txt", "--vocab-size", 200, "--out", tmp_path / "t.json")
-    assert "--vocab-size must be at least 257 (256 bytes and <|endoftext|>), got 200" in line
+    assert "vocab_size must be at least 257 and at most 1,000,000, got 200" in line
 
 
 def test_text_shorter_than_one_block(data: Path, tmp_path: Path) -> None:
@@ -118,8 +118,6 @@ def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> Non
     assert not list(tmp_path.iterdir())
     assert run(TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 12, "--d-model", 16).returncode == 0
     before = contents(tmp_path / "run" / "train_state")
-    config = tmp_path / "run" / "config.json"
-    config.write_text(config.read_text().replace('"steps": 12', '"steps": 14'))  # two more steps are to be saved
     command = [TRAIN, "--data", data, "--out", tmp_path / "run", *TINY, "--steps", 14, "--d-model", 16]
     line = error(*command, file_size=size)
     # torch's writer of the training state does not say why

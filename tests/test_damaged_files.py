@@ -63,8 +63,8 @@ def test_texts(tmp_path: Path, ending: str, persuasion: str) -> None:
         path.write_bytes(gzip.compress(lines) if ending.endswith(".gz") else lines)
 
     def read() -> None:
-        for document in split_documents(path):
-            assert isinstance(document.learned, str)
+        for part in split_documents(path):
+            assert part.text
 
     assert hurt(path, read) > 0
 

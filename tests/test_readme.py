@@ -197,9 +197,9 @@ def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> No
 
 
 def test_links_lead_somewhere() -> None:
-    for folder in CHAPTERS:
-        for target in re.findall(r"\]\((?!http|#)([^)#]+)", (folder / "README.md").read_text(encoding="utf-8")):
-            assert (folder / target).exists(), f"{folder.name}/README.md: {target}"
+    for page in (ROOT / "CONTRIBUTING.md", *(folder / "README.md" for folder in CHAPTERS)):
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 def shell(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
@@ -287,6 +287,6 @@ def goes_on_in_plain_pip_lines(clone: Path) -> None:
 if __name__ == "__main__":
     for passage in (
         summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage, attention_passage,
-        variants_passage,
+        variants_passage, model_passage,
     ):  # fmt: skip
         print(passage(), end="\n\n")

@@ -53,7 +53,9 @@ def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Map
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise InputError(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Plain())
+    logging.basicConfig(level=level, handlers=[handler])
     arguments = sys.argv[1:]
     description = inspect.cleandoc(config_class.__doc__ or "")
     default: dict[str, Any] = {}
@@ -79,6 +81,13 @@ def describe(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return printable(f"{where}{error.strerror}")
     return printable(" ".join(str(error).split()))
+
+
+class _Plain(logging.Formatter):
+    """The message alone, line by line, with what a terminal would obey written out: messages quote names of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 def _open_streams() -> None:

@@ -1,9 +1,9 @@
-"""Batches without end, prepared by other processes while the model computes, and resumed exactly.
+"""An endless supply of batches, prepared by other processes while the model computes, that resumes exactly.
 
 PyTorch's `DataLoader` has the processes, the pinned memory and the prefetching. What it lacks is a
-memory of where it stands: its workers read ahead, so what they have read is more than what was used.
-Here the order follows from the seed and the epoch's number alone, and only examples handed out count.
-Two numbers then say where reading stands, whatever the number of workers before and after.
+memory of where it stands: its workers read ahead, so they have read more than was used.
+Here the order follows from the seed and the epoch's number alone, and only examples that were handed out count.
+Two numbers then say where reading stands, however many workers there were before and will be after.
 """
 
 import os
@@ -19,15 +19,15 @@ from utils.files import InputError
 
 
 class ResumableLoader:
-    """Batches of a dataset, epoch after epoch; each epoch visits every example once, in an order of its own.
+    """Hands out batches of a dataset, epoch after epoch; each visits every example once, in an order of its own.
 
     A batch may begin in one epoch and end in the next, so that all have the same size. Workers start with
     the first batch; they end with `close()`, or when nothing refers to the loader any more.
 
     Args:
-        dataset: a length, and an example for each index, which must depend on the index only. Its
-            examples are stacked into batches by PyTorch's `default_collate`.
-        batch_size: examples in a batch; may exceed the dataset's length.
+        dataset: has a length, and an example for each index, which must depend on the index only. PyTorch's
+            `default_collate` stacks the examples into batches.
+        batch_size: examples per batch; may exceed the dataset's length.
         seed: decides the order.
         workers: processes that prepare batches ahead; with 0, `next()` does the work itself. Sending a batch
             takes a millisecond or two, so workers pay where making it takes longer: token shards do not need them.
@@ -55,16 +55,21 @@ class ResumableLoader:
                 raise InputError(f"{name} must be at least {least}, got {number}")
         if not len(dataset):
             raise InputError("the dataset is empty: there is nothing to make batches of")
-        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
-        self.workers, self.prefetch, self.device = workers, prefetch, torch.device(device)
-        self.epoch = self.index = 0  # examples of this epoch that were handed out
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+        self.prefetch = prefetch
+        self.device = torch.device(device)
+        self.epoch = 0
+        self.index = 0  # how many of this epoch's examples were handed out
         self._batches: Any = None  # PyTorch's iterator, from the first batch on
 
     def next(self) -> Any:
-        """The next batch: what an example is, with a first dimension of `batch_size`.
+        """Return the next batch: what an example is, with a first dimension of `batch_size`.
 
         Raises:
-            Exception: what the dataset raised, also in a worker. The next call tries the same batch again.
+            Exception: whatever the dataset raised, in a worker too. The next call tries the same batch again.
         """
         if self._batches is None:
             self._batches = self._start()
@@ -82,11 +87,11 @@ class ResumableLoader:
         """Stop the workers and forget what they read ahead. `next()` would start them again, at the same place."""
         batches, self._batches = self._batches, None
         if batches is not None and self.workers:
-            # PyTorch does so when the last reference goes; but the traceback of a caught error may still hold one
+            # PyTorch does this when the last reference goes, but the traceback of a caught error may still hold one
             batches._shutdown_workers()
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its examples were handed out."""
+        """Return the epoch, and how many of its examples were handed out."""
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -98,7 +103,7 @@ class ResumableLoader:
         if not 0 <= state["index"] <= len(self.dataset):
             raise InputError(
                 f"{state['index']:,} examples of the epoch were read, but the dataset has {len(self.dataset):,}: "
-                "it is not the one that the state is of"
+                "the state belongs to another dataset"
             )
         self.close()
         self.epoch, self.index = state["epoch"], state["index"]
@@ -109,18 +114,18 @@ class ResumableLoader:
             batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.seed, self.epoch, self.index),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            # there is no second pass to persist for; but so PyTorch ends workers in order when the program exits
+            # there is no second pass for them to persist for, but PyTorch then ends them when the program exits
             persistent_workers=self.workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_reader,
-            # its own, as it draws a number: from the global generator, that would change the model's dropout
+            # The loader draws a number; taken from the global generator, it would change the model's dropout.
             generator=torch.Generator(),
         )
         return iter(loader)
 
 
 def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
-    """The indices of batch after batch, from place `index` in the order of `epoch` on."""
+    """Yield the indices of batch after batch, from place `index` in the order of `epoch` on."""
 
     def permutation() -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(length)
@@ -135,7 +140,7 @@ def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -
 
 
 def _leave_signals_to_the_reader(worker: int) -> None:
-    """Ctrl-C goes to a whole group of processes; the one that reads may want to finish its step and save first."""
+    """Leave the group of processes that receives Ctrl-C: the one that reads may want to finish its step first."""
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     else:  # Windows

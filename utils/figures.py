@@ -1,4 +1,4 @@
-"""One look for all figures, readable on light pages and dark ones: a transparent ground and mid tones."""
+"""One look for all figures, readable on light pages and on dark ones: mid tones on a transparent ground."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,12 +47,12 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def figure(columns: int = 1, rows: int = 1, **subplots: Any) -> Iterator[tuple["Figure", Any]]:
-    """A figure and its axes in the project's style, closed at the end of the block.
+    """Make a figure and its axes in the project's style, closed at the end of the block.
 
     Args:
         columns: axes side by side.
         rows: axes one below the other.
-        subplots: anything else for `plt.subplots`.
+        subplots: other arguments of `plt.subplots`.
     """
     import matplotlib.pyplot as plt
 
@@ -76,11 +76,11 @@ def draw_boxes(
     """Draw a row of labelled boxes from x = 0 on, such as the tokens of a text.
 
     Args:
-        axes: where; its frame is taken away.
+        axes: where to draw; its frame is taken away.
         y: height of the row's middle; a row is about 0.7 high.
-        labels: what stands in each box; a space is drawn as ␣, a line break as ↵.
-        widths: of each box.
-        colors: of each box; None draws only an outline.
+        labels: the text in each box; a space is drawn as ␣, a line break as ↵.
+        widths: one for each box.
+        colors: one for each box; None draws only an outline.
     """
     from matplotlib.patches import FancyBboxPatch
 

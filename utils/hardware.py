@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`: cpu, cuda, cuda:1, mps; "auto" is a GPU if there is one.
+    """Return the device called `name`: cpu, cuda, cuda:1, mps; "auto" is a GPU if there is one.
 
     Raises:
         InputError: if there is no such device here.
@@ -37,7 +37,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def bfloat16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones.
+    """Return whether bfloat16 matrix products are faster than float32 ones.
 
     On a CPU the answer is measured, in some tens of milliseconds: twice as fast or better where the
     processor has instructions for it, several times slower where it has not.
@@ -59,10 +59,10 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 @functools.cache
 def compiler_works(device_type: str) -> bool:
-    """Whether torch.compile can build code here: a C++ compiler for the CPU, Triton for a GPU."""
+    """Return whether torch.compile can build code here: with a C++ compiler for the CPU, with Triton for a GPU."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device_type))
-    except Exception as error:  # anything at all: a missing compiler shows in many ways
+    except Exception as error:  # a missing compiler shows in many ways
         log.warning("torch.compile does not work here (%s), so models run without it", type(error).__name__)
         return False
     return True
@@ -83,7 +83,7 @@ def keep_freed_memory() -> None:
 
 
 def describe() -> dict[str, Any]:
-    """Hardware, versions and commit, to stand beside every measured number."""
+    """Describe hardware, versions and commit, to stand beside every measured number."""
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -105,7 +105,7 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with a + if files differ from it; None outside git."""
+    """Return the commit of this checkout, with a + if files differ from it; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

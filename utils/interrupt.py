@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether somebody asked the program to stop."""
+    """Tells whether somebody has asked the program to stop."""
 
     def __init__(self) -> None:
         self.made = False
@@ -17,9 +17,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """While the block runs, Ctrl-C or SIGTERM only sets `made`; a second one stops at once.
+    """Let Ctrl-C or SIGTERM only set `made` while the block runs; a second one stops at once.
 
-    In a thread other than the main one, which receives no signals, it stays unset.
+    In a thread other than the main one, which receives no signals, `made` stays unset.
     """
     request = StopRequest()
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from utils.figures import figure, save_svg
 from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
+from utils.outputs import check_writable
 from utils.peaks import Work, measured_peaks, seconds
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,18 @@ def machine(device: torch.device) -> Row:
     except PackageNotFoundError:
         theirs = None
     return {**describe(), "device": device.type, "threads": torch.get_num_threads(), "transformers": theirs}
+
+
+def check_folders(results: Path, figures: Path) -> None:
+    """Check, before anything is measured, that the folders of results and figures can be made or written to.
+
+    Raises:
+        InputError: if one cannot.
+    """
+    for path, flag in ((results, "--results"), (figures, "--figures")):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is not a folder: choose another {flag}")
+        check_writable(path, flag)
 
 
 def measure_parts(parts: Mapping[str, Callable[[], Row]], results: Path, about: Row) -> None:

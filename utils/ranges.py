@@ -55,8 +55,8 @@ def check_ranges(config: Any) -> None:
     """Check each field of a dataclass whose type is annotated with a `Range`, each element of a tuple; None passes.
 
     Raises:
-        InputError: for the first value that is no number of the field's type, or outside its range; the message names
-            the field, what would be right, and the value.
+        InputError: for the first value that is not a number of the field's type, or outside its range; the message
+            names the field, what would be right, and the value.
     """
     for name, annotation in get_type_hints(type(config), include_extras=True).items():
         range_, value = range_of(annotation), getattr(config, name)

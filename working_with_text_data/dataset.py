@@ -49,7 +49,9 @@ class WindowDataset(Dataset):
                 f"the text has {len(ids):,} tokens, fewer than the {length + 1:,} of one window and its targets: "
                 "give more text, or a shorter length"
             )
-        self.ids, self.length, self.stride = np.asarray(ids), length, stride
+        self.ids = np.asarray(ids)
+        self.length = length
+        self.stride = stride
 
     def __len__(self) -> int:
         return (len(self.ids) - 1 - self.length) // self.stride + 1
@@ -79,18 +81,24 @@ class BlockDataset(Dataset):
     def __init__(self, folder: Path, split: str, block_length: int) -> None:
         paths = sorted(folder.glob(f"*{split}_*.bin"))
         if not paths:
-            raise InputError(
-                f"{folder} holds no {split}_*.bin: make some with python -m working_with_text_data.prepare"
-            )
-        self.folder, self.split, self.block_length = folder, split, block_length
+            advice = "python -m working_with_text_data.prepare makes them"
+            if split == "val" and any(folder.glob("*train_*.bin")):
+                advice = "prepare held nothing out of so little text: run it again with a larger --held-out"
+            raise InputError(f"{folder} holds no {split}_*.bin: {advice}")
+        self.folder = folder
+        self.split = split
+        self.block_length = block_length
         self.shards = [open_shard(path) for path in paths]
         # the number of blocks up to and including each shard
         self.ends = np.cumsum([max(0, len(shard) - 1) // block_length for shard in self.shards]).tolist()
         if not self.ends[-1]:
             longest = max(len(shard) for shard in self.shards)
+            advice = "give more text, or a shorter context"
+            if split == "val":
+                advice += ", or prepare the text with a larger --held-out"
             raise InputError(
                 f"{folder} has {longest:,} {split} tokens in a row, fewer than the {block_length + 1:,} of one block: "
-                "give more text, or a shorter context"
+                f"{advice}"
             )
 
     def __len__(self) -> int:
@@ -108,7 +116,7 @@ class BlockDataset(Dataset):
         return type(self), (self.folder, self.split, self.block_length)
 
     def largest_id(self) -> int:
-        """The largest token id there is, to be compared with a model's vocabulary."""
+        """Return the largest token id there is, to be compared with a model's vocabulary."""
         return max(int(shard.max()) for shard in self.shards if len(shard))
 
 
@@ -118,7 +126,7 @@ def _ids_and_targets(tokens: np.ndarray, start: int, length: int) -> tuple[Tenso
 
 
 def document_ids(ids: Tensor, end_of_text: int) -> Tensor:
-    """The number of each token's document within its block, so that attention can be kept inside documents.
+    """Return the number of each token's document within its block, so that attention can be kept inside documents.
 
         ids, with 0 for end of text    7 7 0 8 0 9 9
         document ids                   0 0 1 1 2 2 2
@@ -135,7 +143,7 @@ def document_ids(ids: Tensor, end_of_text: int) -> Tensor:
 
 
 def document_positions(ids: Tensor, end_of_text: int) -> Tensor:
-    """The place of each token in its document, for a model that is to see each document as if it stood alone.
+    """Return the place of each token in its document, for a model that is to see each document as if it stood alone.
 
         ids, with 0 for end of text    7 7 0 8 0 9 9
         document positions             0 1 0 1 0 1 2

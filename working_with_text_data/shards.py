@@ -10,7 +10,8 @@ import numpy as np
 
 from utils.files import InputError, write_atomically
 
-HEADER_LENGTH = 256
+HEADER_LENGTH = 256  # numbers of 4 bytes
+MOST_TOKENS = 2**31 - 1  # that an int32 can count
 FORMATS = {  # token type -> (magic, version)
     np.dtype("<u2"): (20240520, 1),
     np.dtype("<u4"): (20240801, 7),
@@ -21,20 +22,28 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Write tokens (uint16 or uint32) with their header.
 
     Raises:
-        InputError: for another dtype.
+        InputError: for another dtype, or more tokens than the header can count.
     """
-    dtype = tokens.dtype.newbyteorder("<")
-    if dtype not in FORMATS:
-        raise InputError(f"a shard holds uint16 or uint32 tokens, got {tokens.dtype}")
-    header = np.zeros(HEADER_LENGTH, dtype="<i4")
-    header[:3] = *FORMATS[dtype], len(tokens)
+    header = shard_header(tokens.dtype, len(tokens))
     with write_atomically(path) as file:
-        file.write(header.tobytes())
-        file.write(tokens.astype(dtype, copy=False).data)
+        file.write(header)
+        file.write(tokens.astype(tokens.dtype.newbyteorder("<"), copy=False).data)
+
+
+def shard_header(dtype: np.dtype, count: int) -> bytes:
+    """Return the header of a shard of `count` tokens. Raises as `write_shard`."""
+    dtype = dtype.newbyteorder("<")
+    if dtype not in FORMATS:
+        raise InputError(f"a shard holds uint16 or uint32 tokens, got {dtype.newbyteorder('=')}")
+    if count > MOST_TOKENS:
+        raise InputError(f"a shard holds at most {MOST_TOKENS:,} tokens, got {count:,}")
+    header = np.zeros(HEADER_LENGTH, dtype="<i4")
+    header[:3] = *FORMATS[dtype], count
+    return header.tobytes()
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard, mapped from disk and read only when touched.
+    """Return the tokens of a shard, mapped from disk and read only when touched.
 
     Raises:
         FileNotFoundError: if there is no such file.

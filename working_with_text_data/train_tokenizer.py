@@ -4,18 +4,25 @@ python -m working_with_text_data.train_tokenizer --text my_books/ --vocab-size 8
 """
 
 import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from utils.files import InputError
+from utils.files import InputError, printable, read_json
+from utils.outputs import check_output_file
+from utils.ranges import Count, Range, Share, check_ranges
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, RegexTokenizer
-from working_with_text_data.text_files import CORPUS, HELD_OUT, check_share, split_documents
+from working_with_text_data.minbpe.files import FORMAT
+from working_with_text_data.sure_cuts import at_sure_cuts
+from working_with_text_data.text_files import CORPUS, END_OF_TEXT, HELD_OUT, find_files, split_documents
 
 log = logging.getLogger(__name__)
 
-END_OF_TEXT = "<|endoftext|>"
+# that this process may run on, which can be fewer than the machine has
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+Workers = Annotated[int, Range(1, 8 * CORES)]  # more than a few per core only take memory
 PATTERNS = {"gpt2": GPT2_PATTERN, "gpt4": GPT4_PATTERN}
 
 
@@ -30,13 +37,15 @@ class Config:
     """What to learn from: a .txt file, one document; a .jsonl, .jsonl.gz or .parquet file, a document in
     the "text" field of each line or row; or a folder, of which all files of these kinds are read in name
     order. Any other file is read as plain text. All text is UTF-8."""
-    vocab_size: int = 4096
-    """Tokens in all: 256 bytes, <|endoftext|>, and merges for the rest. Larger means fewer tokens a
+    separator: str = ""
+    """What divides a plain text file into documents, if it holds several: often "<|endoftext|>"."""
+    vocab_size: Annotated[int, Range(257, 10**6)] = 4096
+    """Tokens in all: 256 bytes, <|endoftext|>, and merges for the rest. Larger means fewer tokens per
     text but a bigger embedding table. Training stops earlier when no pair is left to merge."""
     pattern: Literal["gpt2", "gpt4"] = "gpt2"
     """How text is split into the pieces that merges stay inside. GPT-4's pattern cuts numbers after three
     digits, and joins line ends to the punctuation before them and any sign to the word after it."""
-    min_frequency: int = 1
+    min_frequency: Count = 1
     """Stop when the most frequent pair left occurs less often than this. 2 or more keeps words that
     occur once out of the vocabulary."""
     normalization: Literal["none", "NFC", "NFD", "NFKC"] = "none"
@@ -46,13 +55,16 @@ class Config:
     out: Path = Path("runs/tokenizer.json")
     """Where the tokenizer is saved. An existing file is kept unless --overwrite is given."""
     overwrite: bool = False
-    """Replace an existing file."""
-    held_out: float = HELD_OUT
+    """Replace an existing tokenizer. Any other file is never replaced."""
+    held_out: Share = HELD_OUT
     """Share of the text that is not looked at, so that it can test a model later: the end of each plain
-    text file; of the documents in JSON lines and parquet files, whole ones, evenly spread. Give
-    `prepare` the same."""
-    workers: int = 1
+    text file; of the documents in JSON lines, parquet files and text with separators, whole ones, evenly
+    spread. Give `prepare` the same."""
+    workers: Workers = 1
     """Processes that count the pieces of the text. Their number changes the speed only."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 PRESETS = {"demo": Config(text=CORPUS, vocab_size=4096, out=Path("runs/demo-tokenizer.json"))}
@@ -62,23 +74,21 @@ def main(config: Config) -> RegexTokenizer:
     """Train, save and return the tokenizer.
 
     Raises:
-        InputError: for a text that cannot be read, a vocabulary below 257 or another impossible number, or
-            an existing file.
+        InputError: for a text that cannot be read, or an existing file that may not be replaced.
     """
-    if config.vocab_size < 257:
-        raise InputError(f"--vocab-size must be at least 257 (256 bytes and {END_OF_TEXT}), got {config.vocab_size}")
-    for flag, count in [("--min-frequency", config.min_frequency), ("--workers", config.workers)]:
-        if count < 1:
-            raise InputError(f"{flag} must be at least 1, got {count}")
-    check_share(config.held_out)
-    if config.out.exists() and not config.overwrite:
-        raise InputError(f"{config.out} exists: choose another --out, or give --overwrite to replace it")
+    inputs = [config.text, *find_files(config.text)]
+    check_output_file(config.out, overwrite=config.overwrite, is_ours=_is_tokenizer, inputs=inputs)
     started = time.perf_counter()
-    texts = (document.learned for document in split_documents(config.text, config.held_out) if document.learned)
     normalization = None if config.normalization == "none" else config.normalization
     tokenizer = RegexTokenizer(PATTERNS[config.pattern], normalization)
+    parts = split_documents(config.text, config.held_out, config.separator)
+    learned = (part for part in parts if part.split == "train")
     tokenizer.train(
-        texts, config.vocab_size - 1, min_frequency=config.min_frequency, workers=config.workers, progress=True
+        (part.text for part in at_sure_cuts(learned, tokenizer)),
+        config.vocab_size - 1,
+        min_frequency=config.min_frequency,
+        workers=config.workers,
+        progress=True,
     )
     tokenizer.add_special_tokens(END_OF_TEXT)
     tokenizer.save(config.out)
@@ -88,8 +98,17 @@ def main(config: Config) -> RegexTokenizer:
             "no pair was left to merge after %s tokens (--min-frequency %s)",
             f"{tokenizer.vocab_size:,}", config.min_frequency,
         )  # fmt: skip
-    log.info("tokenizer: %s tokens in %.1f s -> %s", f"{tokenizer.vocab_size:,}", seconds, config.out)
+    log.info("tokenizer: %s tokens in %.1f s -> %s", f"{tokenizer.vocab_size:,}", seconds, printable(str(config.out)))
     return tokenizer
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Return whether a file is a tokenizer that we saved."""
+    try:
+        content = read_json(path)
+    except InputError:
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ from attention_mechanisms.benchmark.sweep import Sweep, measure_sweep
 from attention_mechanisms.benchmark.window import measure_windows
 from utils.files import InputError
 from utils.hardware import pick_device
-from utils.measuring import Row, measure_with_peaks, run_benchmark, show_results
-from utils.outputs import check_writable
+from utils.measuring import Row, check_folders, measure_with_peaks, run_benchmark, show_results
 from utils.ranges import Range, check_ranges
 
 log = logging.getLogger(__name__)
@@ -84,8 +83,7 @@ def main(config: Config) -> None:
     place = QUICK if config.quick else CHAPTER
     results = config.results or place / "results"
     figures = config.figures or place / "figures"
-    check_writable(results, "--results")
-    check_writable(figures, "--figures")
+    check_folders(results, figures)
     parts: dict[str, Callable[[Config, torch.device, Row], Row]] = {
         "decode": measure_decode_part, "window": measure_window_part, "sweep": measure_sweep_part,
     }  # fmt: skip

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from attention_mechanisms import flex
 from attention_mechanisms.benchmark.attention_costs import HEAD_DIM, Cost, Layer, Shape, kernel_cost, layer_cost
+from attention_mechanisms.fast import flex
 from attention_mechanisms.grouped_query import GroupedQueryAttention
 from attention_mechanisms.kernels import attend
 from attention_mechanisms.latent import MultiHeadLatentAttention
@@ -152,7 +152,7 @@ def _measure_shape(sweep: Sweep, shape: Shape, training: bool, layers: Mapping[s
 
 def _formula(name: str, sweep: Sweep, shape: Shape) -> str:
     """Return whose formula a kernel's cost has: run eagerly on a CPU, FlexAttention stores the scores too."""
-    eager = sweep.device.type == "cpu" and _scores(shape) < flex.WORTH_COMPILING
+    eager = sweep.device.type == "cpu" and _scores(shape) < flex.SCORES_WORTH_COMPILING
     return "manual" if name == "manual" or (name == "flex" and eager) else "fused"
 
 
@@ -165,7 +165,7 @@ def _obstacle(sweep: Sweep, shape: Shape, training: bool, name: str, cost: Cost,
     tensor = shape.tokens * shape.d_model * sweep.dtype.itemsize
     if name == "flex" and (missing := flex.obstacle(sweep.device.type, HEAD_DIM, training, dropout=0.0)):
         return NOT_AVAILABLE, missing
-    if name == "flex" and sweep.device.type == "cpu" and _scores(shape) >= flex.WORTH_COMPILING:
+    if name == "flex" and sweep.device.type == "cpu" and _scores(shape) >= flex.SCORES_WORTH_COMPILING:
         if not sweep.compile_on_cpu or shape.batch > min(sweep.batches):
             return TOO_SLOW, "compiling it for this width and batch takes longer than all else"
         if not compiler_works("cpu"):

@@ -22,8 +22,7 @@ from gpt_model.config import PRESETS, GPTConfig
 from gpt_model.run_directory import load_tokenizer, read_config
 from utils.files import InputError
 from utils.hardware import pick_device
-from utils.measuring import Row, measure_with_peaks, run_benchmark, show_results
-from utils.outputs import check_writable
+from utils.measuring import Row, check_folders, measure_with_peaks, run_benchmark, show_results
 from utils.ranges import Count, Range, check_ranges
 
 log = logging.getLogger(__name__)
@@ -87,8 +86,7 @@ def main(config: Config) -> None:
     place = QUICK if config.quick else CHAPTER
     results = config.results or place / "results"
     figures = config.figures or place / "figures"
-    check_writable(results, "--results")
-    check_writable(figures, "--figures")
+    check_folders(results, figures)
     if wanted:
         measure_with_peaks(wanted, results, device, (torch.float32, torch.bfloat16), config.quick)
     show_results(results, figures, tables, draw_all)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attention_mechanisms import CAUSAL, KVCache, LayerCache, Mask, RingCache
-from attention_mechanisms.kv_cache import EVERYTHING
+from attention_mechanisms.masks import EVERYTHING
 from gpt_model.fast.quantize import Int8Embedding, Int8Linear, quantize_linears
 from gpt_model.gpt import GPT
 from utils.files import InputError

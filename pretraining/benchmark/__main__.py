@@ -26,8 +26,7 @@ from pretraining.config import Config as TrainingConfig
 from pretraining.evaluate import read_split, score
 from pretraining.metrics import read_metrics
 from utils.hardware import describe
-from utils.measuring import measure_parts
-from utils.outputs import check_writable
+from utils.measuring import check_folders, measure_parts
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ def main(config: Config) -> None:
     Raises:
         InputError: if results cannot be stored.
     """
-    check_writable(config.results, "--results")
+    check_folders(config.results, config.results)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = {

@@ -13,16 +13,16 @@ __all__ = ["Muon", "make_optimizers"]
 def make_optimizers(
     model: GPT, name: Literal["adamw", "muon"], *, lr: float, matrix_lr: float, weight_decay: float, bfloat16: bool
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+    """Return AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Weight decay pulls matrices only: a bias or the gain of a norm has no reason to be near zero.
 
     Args:
-        model: whose parameters.
+        model: the model whose parameters they move.
         name: "adamw" or "muon".
-        lr: AdamW's peak learning rate.
-        matrix_lr: Muon's.
-        weight_decay: of both.
+        lr: the peak learning rate of AdamW.
+        matrix_lr: the peak learning rate of Muon.
+        weight_decay: the pull of both toward zero.
         bfloat16: whether Muon may compute in bfloat16.
     """
     blocks = {parameter for parameter in model.blocks.parameters() if parameter.ndim == 2}

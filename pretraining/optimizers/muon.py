@@ -19,14 +19,14 @@ from torch import Tensor
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 
-AT_ONCE = 2**25  # numbers that go through as one batch: with more, temporary memory grows and time does not shrink
+NUMBERS_AT_ONCE = 2**25  # go through as one batch: with more, temporary memory grows and time does not shrink
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly, of a stack (N, rows, columns), by Newton-Schulz iteration.
+    """Return roughly the nearest semi-orthogonal matrices of a stack (N, rows, columns), by Newton-Schulz iteration.
 
     Args:
-        matrices: one or more matrices of a shape.
+        matrices: one or more matrices of the same shape.
         dtype: what the products are computed in; float32 on hardware that is slow in bfloat16.
     """
     x = matrices.to(dtype)
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices only.
-        lr: the size of a step: each singular value of the update is about lr * sqrt(max(1, rows / columns)).
+        lr: the size of a step. Each singular value of the update is about lr * sqrt(max(1, rows / columns)).
         momentum: how slowly the mean of the gradients changes; Nesterov's form is used.
         weight_decay: share of a weight, times lr, that each step takes off.
         dtype: what the orthogonalisation is computed in.
@@ -72,19 +72,19 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
                     by_shape[weight.shape].append(weight)
             for (rows, columns), alike in by_shape.items():
-                count = max(1, AT_ONCE // (rows * columns))
+                count = max(1, NUMBERS_AT_ONCE // (rows * columns))
                 for start in range(0, len(alike), count):
                     self._update(alike[start : start + count], **group)
 
     def _update(self, weights: list[Tensor], *, lr: float, momentum: float, weight_decay: float, **_: object) -> None:
-        """Matrices of one shape go through as one batch."""
+        """Update matrices of one shape, which go through as one batch."""
         updates = orthogonalize(torch.stack([self._momentum(weight, momentum) for weight in weights]), self.dtype)
         rows, columns = weights[0].shape
         for weight, update in zip(weights, updates, strict=True):
@@ -92,7 +92,7 @@ class Muon(torch.optim.Optimizer):
             weight.sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
 
     def _momentum(self, weight: Tensor, beta: float) -> Tensor:
-        """Fold the gradient into its running mean; return the mean as it will be one step on (Nesterov)."""
+        """Fold the gradient into its running mean; return it as one more such gradient would make it (Nesterov)."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)

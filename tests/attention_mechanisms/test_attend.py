@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, windowed
+from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel
+from attention_mechanisms.fast import windowed
 from tests.attention_mechanisms.cases import by_hand, masks, random_qkv
 
 KERNELS = ["manual", "sdpa", "auto"]
@@ -114,7 +115,7 @@ def test_the_mean_of_many_values_is_their_mean(T: int, kernel: str, dtype: torch
 )
 @pytest.mark.parametrize("T", [1, 3])
 def test_gradients(kernel: str, mask: Mask, T: int) -> None:
-    """By finite differences; queries that see nothing have gradients of zero, not NaN."""
+    """Gradients are checked by finite differences; queries that see nothing have gradients of zero, not NaN."""
     q, k, v = (x.double().requires_grad_() for x in random_qkv(2, 4, 2, T, 5, 4, 3))
     assert torch.autograd.gradcheck(lambda *qkv: attend(*qkv, mask=mask, kernel=kernel), (q, k, v))
 
@@ -224,7 +225,7 @@ def test_the_kernel_asked_for_is_taken(kernel: str) -> None:
 
 def test_every_choice_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shapes of the rules above, small: each way through `attend` against the rules by hand."""
-    monkeypatch.setattr(windowed, "SMALLEST", 2)
+    monkeypatch.setattr(windowed, "FEWEST_QUERIES", 2)
     arguments: list[dict[str, Any]] = [{"T": 1, "S": 20}, {"T": 9, "S": 20}, {"T": 20, "S": 20}]
     for sizes in arguments:
         q, k, v = random_qkv(2, 4, 2, sizes["T"], sizes["S"], 8, 8)

@@ -161,7 +161,7 @@ def flex_left_padded(layer: Layer, dtype: torch.dtype) -> Rows:
 )
 @pytest.mark.parametrize("variant", FEW_VARIANTS)
 def test_contract_with_flex(variant: str, scenario: Callable[[Layer, torch.dtype], Rows], dtype: torch.dtype) -> None:
-    """In few calls and for one variant of each idea, since each new shape costs FlexAttention half a second."""
+    """Few calls, and one variant of each idea: each new shape costs FlexAttention half a second."""
     layer = build(variant, "flex", dtype)
     check(layer, scenario(layer, dtype))
 
@@ -178,7 +178,9 @@ def test_one_token_too_many_is_refused_and_changes_nothing(variant: str, kernel:
         assert cache.lengths == [LENGTH + 4] * ROWS
         return
     before = [buffer.clone() for buffer in cache.buffers]
-    with pytest.raises(ValueError, match=f"the cache holds {LENGTH} tokens a row: 2 more than {LENGTH - 1} do not fit"):
+    with pytest.raises(
+        ValueError, match=f"the cache holds {LENGTH} tokens per row: 2 more than {LENGTH - 1} do not fit"
+    ):
         layer(x_BTC[:, LENGTH - 1 : LENGTH + 1], cache=cache)
     assert cache.lengths == [LENGTH - 1] * ROWS
     assert all(torch.equal(a, b) for a, b in zip(before, cache.buffers, strict=True))

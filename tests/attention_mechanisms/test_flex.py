@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, flex, kernels
+from attention_mechanisms import Mask, MultiHeadAttention, attend, explain_kernel, kernels
+from attention_mechanisms.fast import flex
 from tests.attention_mechanisms.cases import by_hand, random_qkv
 from utils.hardware import compiler_works
 
@@ -38,7 +39,7 @@ LARGE = {  # more than a block of 128, which nothing divides
 def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler_works("cpu"):
         pytest.skip("there is no C++ compiler here")
-    monkeypatch.setattr(flex, "WORTH_COMPILING", 0)
+    monkeypatch.setattr(flex, "SCORES_WORTH_COMPILING", 0)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_inside_a_compiled_model_it_is_part_of_the_graph(mask: Mask) -> None:
 
 
 def test_only_the_latest_block_masks_are_kept(monkeypatch: pytest.MonkeyPatch, built: list[tuple[Any, ...]]) -> None:
-    monkeypatch.setattr(flex, "KEPT", 2)
+    monkeypatch.setattr(flex, "MOST_BLOCK_MASKS", 2)
     device = torch.device("cpu")
     for window in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, the one that was used longest ago
         flex.block_mask(Mask(window=window), 4, 4, device)

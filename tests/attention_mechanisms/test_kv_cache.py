@@ -62,7 +62,7 @@ def test_past_its_length_it_refuses_and_keeps_what_it_has() -> None:
     cache = new_cache(1, 1, 1, 4, 2)
     new = torch.ones(1, 1, 3, 2)
     cache.layers[0].append(new, new)
-    with pytest.raises(ValueError, match="holds 4 tokens a row: 3 more than 3 do not fit"):
+    with pytest.raises(ValueError, match="holds 4 tokens per row: 3 more than 3 do not fit"):
         cache.layers[0].append(new, new)
     assert cache.lengths == [3]
     with pytest.raises(ValueError, match="made for a batch of 1, got 2 rows"):
@@ -210,7 +210,7 @@ def test_beams_go_on_from_the_rows_they_are_told() -> None:
 
 
 def test_tokens_can_be_taken_back() -> None:
-    """As when a guess at several tokens was wrong from some token on."""
+    """This happens when a guess at several tokens was wrong from some token on."""
     torch.manual_seed(0)
     layer, x_BTC, wrong_BTC = MultiHeadAttention(16, 2), torch.randn(2, 9, 16), torch.randn(2, 3, 16)
     cache = KVCache([layer.new_cache(2, 12)])

@@ -32,7 +32,7 @@ def test_dense_form_equals_the_rules_one_by_one(sizes: tuple[int, int, int], dat
 @given(sizes=lengths, data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_rule_speaks_of_one_query_and_key_at_a_time(sizes: tuple[int, int, int], data: st.DataObject) -> None:
-    """As FlexAttention calls it: with scalar index tensors."""
+    """FlexAttention calls it like this, with scalar index tensors."""
     mask, expected = drawn(data, sizes)
     visible = mask.rule()
     for b, _, t, s in torch.cartesian_prod(*(torch.arange(n) for n in expected.shape)):

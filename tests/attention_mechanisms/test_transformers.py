@@ -264,7 +264,7 @@ def test_reading_a_prompt_then_decoding(name: str, kernel: str, dtype: torch.dty
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
 @pytest.mark.parametrize("name", MODELS)
 def test_left_padded_rows(name: str, kernel: str, dtype: torch.dtype) -> None:
-    """In one pass and decoding; what stands at the place of padding is nobody's business."""
+    """In one pass and when decoding; outputs at the places of padding do not matter."""
     check_left_padding(name, kernel, dtype, [12, 1, 1, 4, *[1] * 6])
 
 
@@ -304,7 +304,7 @@ def check_left_padding(name: str, kernel: str, dtype: torch.dtype, chunks: list[
 @pytest.mark.parametrize("kernel", ["auto", "manual", "sdpa"])
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients(name: str, kernel: str) -> None:
-    """Of input and weights."""
+    """Gradients of the input and of the weights are compared."""
     ours, theirs = MODELS[name].pair(torch.float64, kernel)
     x = random_input(2, 2 * WINDOW + 1, torch.float64)
     weights = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

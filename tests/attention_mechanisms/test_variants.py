@@ -198,7 +198,7 @@ MASKS: dict[str, Callable[[], Mask]] = {
 @pytest.mark.parametrize("kernel", ["manual", "sdpa"])
 @pytest.mark.parametrize("variant", FEW_VARIANTS)
 def test_gradients_of_layers(variant: str, kernel: str, mask: str) -> None:
-    """By finite differences, for the input and for every parameter; window 4 of 5 tokens."""
+    """Gradients are checked by finite differences, for the input and for every parameter; window 4 of 5 tokens."""
     layer = build(variant, kernel, torch.float64)
     names, parameters = zip(*layer.named_parameters(), strict=True)
     x_BTC = tokens(5).double().requires_grad_()
@@ -230,7 +230,7 @@ def test_rows_of_padding_give_no_nan_to_any_gradient(variant: str, kernel: str, 
 
 
 def numbers_cached(variant: str, length: int) -> int:
-    """Of one row: the formulas of kv_cache.py."""
+    """Count the numbers kept for one row, by the formulas of kv_cache.py and ring_cache.py."""
     if variant.startswith("mla"):
         return length * (LATENT + (ROPE if "rope" in variant else 0))
     groups = 1 if variant.startswith("mqa") else 2 if "gqa" in variant else H

@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from attention_mechanisms import Mask, SlidingWindowAttention, attend, explain_kernel, windowed
+from attention_mechanisms import Mask, SlidingWindowAttention, attend, explain_kernel
+from attention_mechanisms.fast import windowed
 from tests.attention_mechanisms.cases import C, H, Sizes, by_hand, feed, random_qkv
 
 BY_BLOCKS = "sdpa: in blocks, it skips the keys outside the window"
@@ -34,8 +35,8 @@ def test_blocks_give_what_the_rules_give(
     mask = Mask(window=window, n_sinks=n_sinks, query_offset=past, **fields)
     q, k, v = random_qkv(B, G * group, G, T, S, width, E)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windowed, "SMALLEST", smallest)
-        patch.setattr(windowed, "TOGETHER", together)
+        patch.setattr(windowed, "FEWEST_QUERIES", smallest)
+        patch.setattr(windowed, "BLOCKS_PER_CALL", together)
         assume(explain_kernel(q, k, v, mask=mask) == BY_BLOCKS)
         results = [attend(q, k, v, mask=mask, kernel=kernel, scale=0.5) for kernel in ("sdpa", "auto")]
     for result in results:
@@ -53,7 +54,7 @@ def test_blocks_give_what_the_rules_give(
     ids=["plain", "sinks", "documents", "padding"],
 )
 def test_gradients(monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
-    monkeypatch.setattr(windowed, "SMALLEST", 2)
+    monkeypatch.setattr(windowed, "FEWEST_QUERIES", 2)
     mask = Mask(window=2, query_offset=1, **fields)
     q, k, v = (x.double().requires_grad_() for x in random_qkv(2, 2, 1, 11, 12, 2, 3))
     assert explain_kernel(q, k, v, mask=mask) == BY_BLOCKS
@@ -102,7 +103,7 @@ def test_a_long_prompt_in_blocks_fills_the_ring_as_a_slow_one_does(n_sinks: int)
 
 
 def test_blocks_are_used_only_where_they_are_right_and_pay() -> None:
-    block, positions = windowed.SMALLEST, torch.arange(1000)
+    block, positions = windowed.FEWEST_QUERIES, torch.arange(1000)
     reach = 100 + block
     assert windowed.blocks_pay(Mask(window=100, query_offset=10), 990, 1000)
     assert windowed.blocks_pay(Mask(window=100), 2 * reach, 2 * reach)
@@ -118,7 +119,7 @@ def test_blocks_are_used_only_where_they_are_right_and_pay() -> None:
 def test_blocks_are_a_quarter_of_the_window_at_most() -> None:
     """Then a quarter of the scores is computed in vain; with blocks of a whole window it is half of them all."""
     assert windowed.block_size(4096) <= 1024
-    assert windowed.block_size(1) == windowed.SMALLEST
+    assert windowed.block_size(1) == windowed.FEWEST_QUERIES
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

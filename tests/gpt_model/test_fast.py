@@ -31,7 +31,7 @@ VARIANTS = {
 }
 # of the largest logit, about 1 in these models
 TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2, "int8": 4e-2}
-LENGTH = 32  # twice the window
+LENGTH = 48
 
 
 def make(name: str, **changes: Any) -> GPT:
@@ -170,7 +170,7 @@ def test_past_the_context_there_is_a_clear_error() -> None:
         decoder(ids[:, :1], cache=cache)
     cache = decoder.model.new_cache(1, 8)
     decoder(ids[:, :8], cache=cache)
-    with pytest.raises(ValueError, match="the cache holds 8 tokens a row"):
+    with pytest.raises(ValueError, match="the cache holds 8 tokens per row"):
         decoder(ids[:, :1], cache=cache)
 
 

@@ -1,6 +1,8 @@
 """The tokenizer beside a model is read as transformers reads it, or refused."""
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
 from gpt_model.tokenizer_files import read_tokenizer
+from tests.mutations import MUTATIONS, hurt
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, GPT2Tokenizer, RegexTokenizer
 from working_with_text_data.minbpe.interop import byte_letters, to_huggingface
@@ -149,3 +152,14 @@ def test_what_is_no_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(InputError, match=r"is damaged|is a Git LFS pointer.*: run git lfs pull"):
         read_tokenizer(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says how large the process is")
+def test_a_file_that_is_damaged_is_sound_or_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+
+    def read() -> None:
+        tokenizer = read_tokenizer(tmp_path)
+        assert tokenizer.decode(tokenizer.encode(TEXTS[2])) == TEXTS[2], "text is lost"
+
+    assert hurt(tmp_path / "tokenizer.json", read) > MUTATIONS // 2

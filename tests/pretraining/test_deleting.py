@@ -83,7 +83,7 @@ class TestFreshTraining:
 
     def test_nothing_is_deleted_for_a_command_that_cannot_work(self, data: Path, run: Path) -> None:
         before = contents(run)
-        for changes in ({"device": "cuda:99"}, {"context_length": 30_000}, {"n_heads": 5}, {"n_layers": 10**9}):
+        for changes in ({"device": "cuda:99"}, {"context_length": 30_000}, {"n_heads": 5}, {"batch_size": 10**9}):
             with pytest.raises(InputError):
                 simple.main(tiny(data, run, fresh=True, **changes))
         assert contents(run) == before
@@ -99,6 +99,12 @@ class TestFreshTraining:
         (run / ".config.json.123.tmp").write_text("half")
         assert simple.main(tiny(data, run, fresh=True, steps=1))
         assert not list(run.rglob(".*"))
+
+    def test_a_deletion_that_was_killed_is_no_dead_end(self, data: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        (run / "train_state" / "step_000012").mkdir(parents=True)
+        (run / "snapshots").mkdir()
+        assert simple.main(tiny(data, run, fresh=True, steps=1))
 
 
 class TestFreshDemo:

@@ -193,6 +193,7 @@ class TestBelonging:
     def test_a_score_that_cannot_be_stored_is_said(
         self, run: Path, shards: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
+        (run / "evaluation.json").unlink(missing_ok=True)
         (run / "evaluation.json").mkdir()
         with caplog.at_level(logging.INFO), pytest.raises(OSError, match="directory"):
             evaluate.main(evaluate.Config(run=run, data=shards, device="cpu"))

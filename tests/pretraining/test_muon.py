@@ -68,7 +68,7 @@ def test_in_small_batches_it_does_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     """The memory a step takes must not grow with the number of layers."""
     gradients, steps = torch.randn(5, 6, 4), []
     for at_once in (10, 2 * 6 * 4, 1000):
-        monkeypatch.setattr(muon, "AT_ONCE", at_once)
+        monkeypatch.setattr(muon, "NUMBERS_AT_ONCE", at_once)
         weights = [torch.nn.Parameter(torch.zeros(6, 4)) for _ in gradients]
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient.clone()

@@ -234,7 +234,7 @@ class TestBadValues:
         [
             ({"attention": "gqa", "n_kv_groups": 3}, "n_kv_groups must divide n_heads, got 3 groups for 4 heads"),
             ({"attention": "gqa", "n_kv_groups": 0}, "n_kv_groups must be at least 1 and .*, got 0"),
-            ({"attention": "mla", "latent_dim": 0}, "latents need at least one number, got 0"),
+            ({"attention": "mla", "latent_dim": 0}, "latent_dim must be at least 1 and .*, got 0"),
             ({"attention": "mla", "rope_dim": 5, "position": "rope"}, "rope_dim must be even .*, got 5"),
             ({"attention": "swa", "window_size": 0}, "window_size must be at least 1 and .*, got 0"),
             ({"attention": "swa", "n_sinks": -1}, "n_sinks must be at least 0 and .*, got -1"),
@@ -277,7 +277,7 @@ class TestBadValues:
     def test_of_another_kind_of_attention_do_not_matter(self) -> None:
         ids = torch.arange(20)[None]
         for ignored, plain in (
-            ({"n_kv_groups": 3, "window_size": 0, "latent_dim": 0, "rope_dim": 1, "n_sinks": -1}, {}),
+            ({"n_kv_groups": 3, "window_size": 1, "latent_dim": 1, "rope_dim": 1, "n_sinks": 5}, {}),
             ({"attention": "mla", "rope_dim": 1}, {"attention": "mla"}),  # without rope
         ):
             logits = []

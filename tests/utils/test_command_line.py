@@ -9,6 +9,7 @@ import pytest
 
 SCRIPT = '''
 """A script."""
+import logging
 import sys
 from dataclasses import dataclass
 from typing import Annotated
@@ -26,6 +27,8 @@ class Config:
     """What to print."""
     times: Annotated[int, Range(1, 10**9)] = 1
     """How often."""
+    note: str = "seen"
+    """What to log."""
     fail: str = ""
     """What to fail with."""
 
@@ -40,6 +43,7 @@ def main(config: Config) -> None:
         open("no\\x1b[2Jsuch\\nfile")
     if config.fail:
         raise InputError(f"bad\\x1b[2J {config.fail}")
+    logging.getLogger("a chapter").info("%s", config.note)
     for _ in range(config.times):
         sys.stdout.write(config.text)
 
@@ -71,19 +75,26 @@ def shell(folder: Path, command: str, **variables: str) -> subprocess.CompletedP
 )
 def test_characters_a_console_cannot_hold_are_written_out(folder: Path, encoding: str, printed: bytes) -> None:
     result = shell(folder, "$SCRIPT", PYTHONIOENCODING=encoding)
-    assert (result.returncode, result.stdout, result.stderr) == (0, printed, b"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, printed, b"seen\n")
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(folder: Path) -> None:
     for arguments in ("--times 1000000", "--help"):
         result = shell(folder, f"$SCRIPT {arguments} | head -c 3; exit ${{PIPESTATUS[0]}}")
-        assert (result.returncode, len(result.stdout), result.stderr) == (0, 3, b""), arguments
+        assert (result.returncode, len(result.stdout), result.stderr) == (0, 3, b"seen\n" * ("times" in arguments)), (
+            arguments
+        )
 
 
 def test_streams_that_are_closed(folder: Path) -> None:
     for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         result = shell(folder, f"$SCRIPT {closed}")
-        assert (result.returncode, result.stderr) == (0, b""), closed
+        assert (result.returncode, result.stderr) == (0, b"" if "2>&-" in closed else b"seen\n"), closed
+
+
+def test_what_is_logged_commands_no_terminal_either(folder: Path) -> None:
+    result = shell(folder, r"$SCRIPT --note $'\e[2J a table\nof two lines'")
+    assert (result.returncode, result.stderr) == (0, b"\\x1b[2J a table\nof two lines\n")
 
 
 def test_help_in_the_narrowest_terminal_comes_to_an_end(folder: Path) -> None:

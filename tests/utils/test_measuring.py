@@ -93,5 +93,12 @@ def test_without_results_there_is_nothing_to_show(tmp_path: Path) -> None:
         measuring.show_results(tmp_path, tmp_path, lambda results: "", lambda results, figures: None)
 
 
+@pytest.mark.parametrize(("results", "figures", "flag"), [("file", "new", "--results"), ("new", "file", "--figures")])
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path: Path, results: str, figures: str, flag: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"^{tmp_path / 'file'} is not a folder: choose another {flag}$"):
+        measuring.check_folders(tmp_path / results, tmp_path / figures)
+
+
 def test_a_colon_sets_a_column_to_the_right() -> None:
     assert markdown_table(["name", "ms:"], [["a", "1"]]) == "| name | ms |\n| --- | ---: |\n| a | 1 |"

@@ -19,6 +19,7 @@ class Config:
     share: Share = 0.0
     seed: Seed = 0
     workers: Count = 1
+    lengths: tuple[Annotated[int, Range(1, 9)], ...] = ()
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -71,3 +72,11 @@ def test_what_is_no_number_is_named_too(name: str, value: object, kind: str) -> 
 def test_a_number_that_no_float_can_hold() -> None:
     with pytest.raises(InputError, match="steps must be at least 1 and at most 1,000, got 1000"):
         Config(steps=10**400)
+
+
+def test_each_number_of_a_tuple_is_checked() -> None:
+    Config(lengths=(1, 9))
+    with pytest.raises(InputError, match="^lengths must be at least 1 and at most 9, got 10$"):
+        Config(lengths=(1, 10))
+    with pytest.raises(InputError, match="^lengths must be a whole number, at least 1 and at most 9, got 1.5$"):
+        Config(lengths=(1.5,))

@@ -3,10 +3,13 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -15,7 +18,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from utils.files import InputError
-from working_with_text_data.text_files import CORPUS, find_files, read_documents, split_documents, split_held_out
+from working_with_text_data import text_files
+from working_with_text_data.text_files import (
+    CORPUS,
+    END_OF_TEXT,
+    find_files,
+    read_documents,
+    split_documents,
+    split_held_out,
+)
 
 NOVELS = ["emma", "mansfield_park", "northanger_abbey", "persuasion", "pride_and_prejudice", "sense_and_sensibility"]
 
@@ -77,7 +88,7 @@ def test_bad_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no \.txt, \.jsonl, \.jsonl\.gz, \.parquet file"):
         list(read_documents(tmp_path))
     (tmp_path / "empty.txt").write_text(" \n ")
-    with pytest.raises(InputError, match=r"empty\.txt is empty"):
+    with pytest.raises(InputError, match="is empty: none of its documents holds any text"):
         list(read_documents(tmp_path))
     (tmp_path / "empty.txt").write_bytes(b"caf\xe9 au lait")
     with pytest.raises(InputError, match=r"empty\.txt is not UTF-8 text: byte 3 is 0xe9"):
@@ -87,7 +98,7 @@ def test_bad_text_is_named(tmp_path: Path) -> None:
 TEXTS = ["One.\n", "Two: \u00e9\u00e8, \U0001f600.", 'Three "quoted"\r\n\x00 and \u2028 a line separator', "vier"]
 
 
-def write(file: Path, texts: list[str]) -> Path:
+def write(file: Path, texts: Sequence[str | None]) -> Path:
     """A file of the kind its name says."""
     lines = "".join(json.dumps({"id": 7, "text": text}) + "\n" for text in texts)
     if file.name.endswith(".parquet"):
@@ -95,7 +106,9 @@ def write(file: Path, texts: list[str]) -> Path:
     elif file.name.endswith(".gz"):
         file.write_bytes(gzip.compress(lines.encode(), 1))
     else:
-        file.write_text(lines if file.suffix.lower() == ".jsonl" else "".join(texts), encoding="utf-8")
+        file.write_text(
+            lines if file.suffix.lower() == ".jsonl" else "".join(text or "" for text in texts), encoding="utf-8"
+        )
     return file
 
 
@@ -151,17 +164,17 @@ def test_whole_documents_are_held_out_evenly(
     folder.mkdir(exist_ok=True)
     write(folder / "a.jsonl", ["", *texts[: count // 3]])  # an empty document counts as none
     write(folder / "b.parquet", texts[count // 3 :])
-    documents = list(split_documents(folder, share))
-    assert [document.learned + document.held_out for document in documents] == texts
-    assert all(not document.learned or not document.held_out for document in documents)
+    parts = list(split_documents(folder, share))
+    assert [part.text for part in parts] == texts
+    assert [part.document for part in parts] == [*range(count)]
     for n in range(count):  # at no place is it a document more or less than the share
-        assert abs(sum(bool(document.held_out) for document in documents[:n]) - n * share) < 1 + 1e-9
+        assert abs(sum(part.split == "val" for part in parts[:n]) - n * share) < 1 + 1e-9
 
 
 def test_the_end_of_plain_text_is_held_out_wherever_it_stands(tmp_path: Path, persuasion: str) -> None:
     write(tmp_path / "a.jsonl", ["first"] * 30)
     write(tmp_path / "b.txt", [persuasion])
-    assert [tuple(document[:2]) for document in split_documents(tmp_path)][30:] == [split_held_out(persuasion)]
+    assert tuple(part.text for part in split_documents(tmp_path) if part.document == 30) == split_held_out(persuasion)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,8 @@ def test_the_end_of_plain_text_is_held_out_wherever_it_stands(tmp_path: Path, pe
         (b'["text"]', 'is not an object with a "text" field'),
         (b'{"content": "a", "id": 3}', 'has no "text" field, only content, id'),
         (b"{}", 'has no "text" field, only {}'),
-        (b'{"text": null}', 'holds no string as "text" but None'),
+        (b'{"text": 7, "id": "\\u001b"}', 'holds no string as "text" but 7'),
+        (b'{"\\u001b[2J": "a"}', r'has no "text" field, only \\x1b\[2J'),
         (b'{"text": ["a", "b"]}', r"holds no string as \"text\" but \['a', 'b'\]"),
         (b'{"text": "a \\ud800 b"}', r'"text" holds \\ud800, half of a pair'),
         (b"[" * 100_000, "is not JSON that can be read"),
@@ -208,7 +222,7 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     for column, values, message in [
         ("content", ["a"], 'has no "text" column, only content'),
-        ("text", ["a", None], 'row 2 holds no string as "text" but None'),
+        ("\x1b[2J", ["a"], r'has no "text" column, only \\x1b\[2J'),
         ("text", [1, 2], 'row 1 holds no string as "text" but 1'),
     ]:
         parquet.write_table(pyarrow.table({column: values}), file)
@@ -232,24 +246,112 @@ def test_without_pyarrow_the_error_says_how_to_get_it(tmp_path: Path, monkeypatc
         list(read_documents(file))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
-def test_inputs_without_any_text_are_refused(tmp_path: Path, kind: str) -> None:
-    file = write(tmp_path / f"a.{kind}", ["", " \n"])
-    with pytest.raises(InputError, match=rf"a\.{kind} is empty"):
-        list(read_documents(file))
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "parquet"])
+def test_documents_without_any_text_are_left_out_and_counted(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path / f"a.{kind}", ["", " \n", None])
+    for path in (file, tmp_path):
+        with pytest.raises(InputError, match=f"{path} is empty: none of its documents holds any text"):
+            list(read_documents(path))
     write(tmp_path / "b.jsonl", ["text"])
     assert list(read_documents(tmp_path)) == ["text"]
+    assert [part.text for part in split_documents(tmp_path)] == ["text"]
+    counted = f"{tmp_path}: left out {1 if kind == 'txt' else 3} documents without any text"
+    assert caplog.messages == [counted, counted]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfOnce \xef\xbb\xbfupon")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a time"}')
+    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbf")  # an empty file, as some editors save it
+    assert list(read_documents(tmp_path)) == ["Once \ufeffupon", "a time"]
+
+
+class TestFolders:
+    """What is in a folder is read, or named: nothing is passed over in silence."""
+
+    def test_links_are_followed_but_not_in_circles(self, tmp_path: Path) -> None:
+        (tmp_path / "books" / "inner").mkdir(parents=True)
+        (tmp_path / "elsewhere").mkdir()
+        write(tmp_path / "books" / "a.txt", ["one"])
+        write(tmp_path / "elsewhere" / "b.txt", ["two"])
+        (tmp_path / "books" / "inner" / "link").symlink_to(tmp_path / "elsewhere")
+        (tmp_path / "books" / "inner" / "again").symlink_to(tmp_path / "elsewhere")  # the same folder: read once
+        (tmp_path / "books" / "inner" / "up").symlink_to(tmp_path / "books")
+        (tmp_path / "elsewhere" / "up").symlink_to(tmp_path)
+        (tmp_path / "books" / "c.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+        assert list(read_documents(tmp_path / "books")) == ["one", "two", "two"]
+
+    def test_what_is_no_file_is_named(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", ["text"])
+        os.mkfifo(tmp_path / "b.txt")
+        for path in (tmp_path, tmp_path / "b.txt"):
+            with pytest.raises(InputError, match=r"b\.txt is a pipe, a device or the like: only regular files"):
+                find_files(path)
+        with pytest.raises(InputError, match="zero is a pipe, a device or the like"):
+            find_files(Path("/dev/zero"))
+        (tmp_path / "b.txt").unlink()
+        (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+        for path in (tmp_path, tmp_path / "b.txt"):
+            with pytest.raises(InputError, match=r"b\.txt is a link to nothing"):
+                find_files(path)
+
+    def test_a_sub_folder_that_cannot_be_read_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write(tmp_path / "a.txt", ["text"])
+        (tmp_path / "locked").mkdir()
+        scandir = os.scandir
+
+        def refuse(folder: str) -> Any:  # the tests may run as root, whom no mode keeps out
+            if str(folder).endswith("locked"):
+                raise PermissionError(13, "Permission denied", str(folder))
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.raises(PermissionError, match="locked"):
+            find_files(tmp_path)
+
+
+class TestSeparators:
+    def test_written_out_they_are_counted(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        write(tmp_path / "a.txt", ["no separator here"])
+        write(tmp_path / "b.txt", [f"one\n{END_OF_TEXT}\ntwo\n{END_OF_TEXT}\n"])
+        write(tmp_path / "c.txt", [f"three{END_OF_TEXT}"])
+        write(tmp_path / "d.jsonl", [f"may speak of {END_OF_TEXT}"])
+        list(split_documents(tmp_path))
+        assert caplog.messages == [
+            f"{path} holds <|endoftext|> written out {times} times, which stays ordinary text: to end documents there, "
+            "give --separator '<|endoftext|>'"
+            for path, times in [(tmp_path / "b.txt", 2), (tmp_path, 3)]
+        ]
+
+    @pytest.mark.parametrize("block_size", [1, 7, 2**20])
+    def test_divide_plain_text_when_asked(
+        self, tmp_path: Path, block_size: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(text_files, "BLOCK_SIZE", block_size)
+        stories = [f"Story {i}.\n\nThe end." for i in range(40)]
+        between = f"\n{END_OF_TEXT}\n\n"
+        write(tmp_path / "a.txt", [between.join(stories[:30]), between])
+        write(tmp_path / "b.jsonl", stories[30:35])
+        write(tmp_path / "c.txt", [between.join([*stories[35:], "  ", ""])])
+        documents: dict[int, str] = {}
+        for part in split_documents(tmp_path, 0.05, END_OF_TEXT):
+            assert part.split == ("val" if part.document % 20 == 19 else "train")  # whole ones, evenly spread
+            documents[part.document] = documents.get(part.document, "") + part.text
+        assert [*documents.values()] == stories
+        assert caplog.messages == [f"{tmp_path}: left out 1 documents without any text"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "jsonl.gz", "parquet"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, kind: str, persuasion: str) -> None:
-    pages = [persuasion[i : i + 4000] for i in range(0, 400_000, 4000)]
-    file = write(tmp_path / f"a.{kind}", [f"{i} {page}" for i in range(100) for page in pages])  # 40 MB
-    for _ in read_documents(write(tmp_path / f"warm.{kind}", pages)):  # imports and caches do not count
+    pages = [persuasion[i : i + 4000].replace("\n", " ") for i in range(0, 400_000, 4000)]  # in .txt one line
+    file = write(tmp_path / f"a.{kind}", [f"{i} \U0001f600 {page}" for i in range(100) for page in pages])  # 40 MB
+    for _ in split_documents(write(tmp_path / f"warm.{kind}", pages)):  # imports and caches do not count
         pass
     tracemalloc.start()
     before = pyarrow.total_allocated_bytes()
-    highest = max(pyarrow.total_allocated_bytes() - before for _ in read_documents(file))
+    highest = max(pyarrow.total_allocated_bytes() - before for _ in split_documents(file))
     highest += tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert highest < 20_000_000

@@ -50,8 +50,17 @@ class TestBlocks:
         assert targets == expected
 
     def test_a_folder_without_shards(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"holds no train_\*\.bin"):
-            BlockDataset(tmp_path, "train", 8)
+        for split in ("train", "val"):
+            with pytest.raises(InputError, match=rf"holds no {split}_\*\.bin: .*prepare makes them"):
+                BlockDataset(tmp_path, split, 8)
+
+    def test_a_corpus_too_small_for_the_held_out_share(self, tmp_path: Path) -> None:
+        shards(tmp_path, 30)
+        with pytest.raises(InputError, match=r"holds no val_\*\.bin: .* run it again with a larger --held-out"):
+            BlockDataset(tmp_path, "val", 8)
+        write_shard(tmp_path / "val_000000.bin", np.arange(8, dtype=np.uint16))
+        with pytest.raises(InputError, match="8 val tokens in a row, .*or prepare the text with a larger --held-out"):
+            BlockDataset(tmp_path, "val", 8)
 
     def test_go_to_another_process_without_their_tokens(self, tmp_path: Path) -> None:
         dataset = BlockDataset(shards(tmp_path, 30_000, 5000), "train", 10)

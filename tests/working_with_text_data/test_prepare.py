@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from tests.mutations import MUTATIONS, hurt
 from utils.files import InputError, sha256
-from working_with_text_data import prepare, train_tokenizer
+from working_with_text_data import prepare, sure_cuts, text_files, train_tokenizer
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
+from working_with_text_data.minbpe.fast import parallel
+from working_with_text_data.resumable_folder import Position, ResumableFolder, ShardWriter
 from working_with_text_data.shards import open_shard
-from working_with_text_data.text_files import CORPUS, split_documents, split_held_out
-from working_with_text_data.train_tokenizer import END_OF_TEXT
-from working_with_text_data.unfinished import Position, ShardWriter
+from working_with_text_data.text_files import CORPUS, END_OF_TEXT, SPLITS, split_documents, split_held_out
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +58,10 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path) for path in folder.iterdir()}
 
 
+def all_of(folder: Path) -> dict[Path, str]:
+    return {path: sha256(path) if path.is_file() else "" for path in folder.rglob("*")}
+
+
 def tokens_of(folder: Path, split: str) -> list[int]:
     return [int(token) for path in sorted(folder.glob(f"{split}_*.bin")) for token in open_shard(path)]
 
@@ -81,6 +87,44 @@ class TestPrepare:
         separator = Tokenizer.load(tokenizer).special_tokens[END_OF_TEXT]
         assert (tokens == separator).sum() == 1
 
+    def test_special_text_in_a_document_divides_it_when_asked(self, tokenizer: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n" * 10)
+        config = prepare.Config(
+            text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", held_out=0.1, separator=END_OF_TEXT
+        )
+        assert prepare.main(config)["val"] > 0
+        loaded = Tokenizer.load(tokenizer)
+        learned = loaded.decode(tokens_of(tmp_path / "data", "train"))
+        assert learned == (f"{END_OF_TEXT}one{END_OF_TEXT}two" * 4 + f"{END_OF_TEXT}one") * 2
+
+    def test_every_kind_of_file_gives_the_same_tokens(
+        self, tokenizer: Path, tmp_path: Path, persuasion: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        documents = [persuasion[i : i + 900].strip("\n") for i in range(0, 18_000, 900)]
+        documents[3] = "\ufeff" + documents[3]  # a byte-order mark in a text file, a character in the others
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in [*documents[:7], None, "", *documents[7:]])
+        (tmp_path / "a.jsonl").write_text(lines)
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        parquet.write_table(pyarrow.table({"text": [None, *documents, " "]}), tmp_path / "a.parquet")
+        (tmp_path / "a.txt").write_text(f"\n{END_OF_TEXT}\n".join([*documents[:2], " ", "", *documents[2:]]))
+        (tmp_path / "folder").mkdir()
+        for number, text in enumerate([*documents[:9], "", " \n", *documents[9:]]):
+            (tmp_path / "folder" / f"{number:02d}.txt").write_bytes(text.encode())
+        tokens = {}
+        for name in ("a.jsonl", "a.jsonl.gz", "a.parquet", "a.txt", "folder"):
+            config = prepare.Config(
+                text=tmp_path / name, tokenizer=tokenizer, out=tmp_path / "d", held_out=0, separator=END_OF_TEXT,
+                overwrite=True, workers=1,
+            )  # fmt: skip
+            caplog.clear()
+            prepare.main(config)
+            assert caplog.messages[0] == f"{tmp_path / name}: left out 2 documents without any text"
+            tokens[name] = tokens_of(tmp_path / "d", "train")
+        assert tokens["a.jsonl"] == tokens["a.jsonl.gz"] == tokens["a.parquet"] == tokens["a.txt"]
+        loaded = Tokenizer.load(tokenizer)
+        assert loaded.decode(tokens["a.txt"]) == "".join(END_OF_TEXT + text for text in documents)
+        assert loaded.decode(tokens["folder"]) == loaded.decode(tokens["a.txt"]).replace("\ufeff", "")
+
     def test_nothing_is_replaced_unasked_nor_lost_on_failure(self, tokenizer: Path, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("some text\n" * 100)
         config = {"tokenizer": tokenizer, "out": tmp_path / "data"}
@@ -97,13 +141,67 @@ class TestPrepare:
         assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} != before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data", "z.txt"]  # no leftovers
 
+    def test_only_our_own_shards_are_replaced(
+        self, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        books = tmp_path / "books"
+        books.mkdir()
+        (books / "a.txt").write_text("some text\n" * 100)
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "bpe.json").write_text("a trained run has one, too")
+        (tmp_path / "run" / "model.safetensors").write_text("weights")
+        (tmp_path / "hidden" / ".git").mkdir(parents=True)
+        (tmp_path / "link").symlink_to(books)
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "books").symlink_to(books)
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
+        before = all_of(tmp_path)
+        for text, out, message in [
+            (books, books, "books holds .*books, which is read"),
+            (books / "a.txt", tmp_path, "holds .*a.txt, which is read"),
+            (tmp_path / "deep", books, "books holds .*a.txt, which is read"),
+            (books, tmp_path / "run", "run holds model.safetensors, which is not ours to delete"),
+            (books, tmp_path / "hidden", "hidden holds .git, which is not ours to delete"),
+            (books, tmp_path / "link", "which is read"),
+            (books / "a.txt", tmp_path / "run" / "bpe.json", "is not a folder, so it is not replaced"),
+            (books, Path("/dev/null"), "is not a folder, so it is not replaced"),
+            (books, Path(), "--out must name a file or a folder, got '.'"),
+            (books, tokenizer.parent, "which is read"),
+            (books, books / "a.txt" / "data", "cannot be written: .*a.txt is not a folder"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                prepare.main(prepare.Config(text=text, tokenizer=tokenizer, out=out, overwrite=True))
+            assert all_of(tmp_path) == before
+
+    def test_what_somebody_puts_into_the_old_folder_meanwhile_is_kept(
+        self, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.txt").write_text("some text\n" * 100)
+        config = prepare.Config(text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", overwrite=True)
+        prepare.main(config)
+        save = Tokenizer.save
+
+        def save_late(self: Tokenizer, path: Path) -> None:
+            save(self, path)
+            (config.out / "notes.md").write_text("precious")
+
+        monkeypatch.setattr(Tokenizer, "save", save_late)
+        with pytest.raises(InputError, match=r"data holds notes\.md, which is not ours to delete: move it"):
+            prepare.main(config)
+        assert (config.out / "notes.md").read_text() == "precious"
+        monkeypatch.undo()
+        (config.out / "notes.md").rename(tmp_path / "notes.md")
+        prepare.main(config)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "data", "notes.md"]
+
     def test_every_document_is_in_one_split_or_cut_between_both(
         self, tokenizer: Path, mixed: Path, tmp_path: Path
     ) -> None:
         prepare.main(prepare.Config(text=mixed, tokenizer=tokenizer, out=tmp_path / "data", shard_tokens=5000))
         loaded = Tokenizer.load(tokenizer)
-        for i, split in enumerate(("train", "val")):
-            parts = [document[i] for document in split_documents(mixed) if document[i]]
+        for split in SPLITS:
+            parts = [part.text for part in split_documents(mixed) if part.split == split]
             assert loaded.decode(tokens_of(tmp_path / "data", split)) == "".join(END_OF_TEXT + part for part in parts)
             if split == "val":
                 assert len(parts) == 2 + 115 // 20
@@ -113,22 +211,24 @@ class TestPrepare:
         lengths=st.lists(st.integers(1, 12), max_size=10),
         gaps=st.sets(st.integers(0, 12)),
         shard_tokens=st.integers(2, 20),
+        cut=st.integers(0, 12),
     )
     def test_from_each_shard_on_the_same_follow(
-        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], gaps: set[int], shard_tokens: int
+        self, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], gaps: set[int], shard_tokens: int, cut: int
     ) -> None:
         rest = iter(range(10_000))
         numbers = (number for number in range(100) if number not in gaps)  # of some documents the split has no part
         documents = [(next(numbers), np.array([next(rest) for _ in range(n)], dtype=np.uint16)) for n in lengths]
 
         def write(position: Position) -> list[Position]:
-            """The positions after each shard that is written from `position` on."""
+            """Return the positions after each shard that is written from `position` on."""
             passed: list[Position] = []
             writer = ShardWriter(folder, "train", shard_tokens, position, lambda: passed.append(replace(position)))
-            for number, tokens in documents:
-                if number >= position.document:
-                    writer.add(number, tokens)
-            writer.close()
+            with writer:
+                for number, tokens in documents:
+                    if number >= position.document:
+                        writer.add(number, tokens[:cut])  # a document may come in parts
+                        writer.add(number, tokens[cut:])
             return passed
 
         folder = tmp_path_factory.mktemp("shards")
@@ -166,15 +266,35 @@ class TestPrepare:
         (tmp_path / "a.jsonl").write_text('{"text": "a short text"}\n' * 19)
         counts = prepare.main(prepare.Config(text=tmp_path / "a.jsonl", tokenizer=tokenizer, out=tmp_path / "data"))
         assert counts["val"] == 0
-        assert "too few for a share of 0.05" in caplog.text
+        assert "nothing was held out" in caplog.text
+        assert "is too little for --held-out 0.05, raise it" in caplog.text
 
-    @pytest.mark.parametrize(("name", "value"), [("shard_tokens", 0), ("workers", 0), ("held_out", 1.5)])
-    def test_bad_settings(self, name: str, value: float, tokenizer: Path, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_text("text")
-        with pytest.raises(InputError, match=f"at least [01].* got {value}"):
-            prepare.main(
-                prepare.Config(text=tmp_path / "a.txt", tokenizer=tokenizer, out=tmp_path / "data", **{name: value})
-            )
+    def test_memory_does_not_grow_with_a_text_file(
+        self, tokenizer: Path, tmp_path: Path, persuasion: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module, name in [(text_files, "BLOCK_SIZE"), (sure_cuts, "PART_LENGTH"), (parallel, "JOB_SIZE")]:
+            monkeypatch.setattr(module, name, 2**16)  # so that a small file is a large one
+        text = tmp_path / "a.txt"
+        peaks = []
+        for times in (2, 10, 30):
+            text.write_text(("\U0001f600" + persuasion[:50_000].replace("\n", " ")) * times)  # one line
+            tracemalloc.start()
+            prepare.main(prepare.Config(text=text, tokenizer=tokenizer, out=tmp_path / "d", overwrite=True, workers=1))
+            config = train_tokenizer.Config(text=text, vocab_size=257, out=tmp_path / "t.json", overwrite=True)
+            train_tokenizer.main(config)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[2] - peaks[1] < 300_000  # with a megabyte of text more
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("shard_tokens", 1), ("shard_tokens", 3 * 10**9), ("workers", 0), ("workers", 10**5), ("held_out", 1.5)],
+    )
+    def test_bad_settings(self, name: str, value: float) -> None:
+        with pytest.raises(
+            InputError, match=f"{name} must be at least [\\d,]+ and (at most|below) [\\d,]+, got {value}"
+        ):
+            prepare.Config(text=CORPUS, **{name: value})
 
     def test_real_text_is_encoded_document_by_document(self, real_data: Path, tokenizer: Path, tmp_path: Path) -> None:
         file = real_data / "text" / "web_digitalgov.jsonl.gz"
@@ -229,12 +349,12 @@ class TestInterruption:
         return config
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("most_shards", [40, pytest.param(12, marks=pytest.mark.exhaustive)])
+    @pytest.mark.parametrize("most_shards", [20, pytest.param(6, marks=pytest.mark.exhaustive)])
     def test_killed_again_and_again_it_writes_the_same_bytes(
         self, config: dict[str, Any], most_shards: int, tmp_path: Path, rng: random.Random
     ) -> None:
         """Each time after up to so many new shards: day by day some six times, exhaustively some twenty times."""
-        config["shard_tokens"] = 500
+        config["shard_tokens"] = 1000
         prepare.main(prepare.Config(**config | {"out": tmp_path / "at_once", "workers": 1}))
         kills, messages = 0, ""
         while True:
@@ -265,16 +385,16 @@ class TestInterruption:
             out = tmp_path / str(n) / "data"
             if overwrite == "overwrite":
                 out.mkdir(parents=True)
-                (out / "precious.bin").write_text("old data")
+                (out / "train_000099.bin").write_text("old data")
             command = [sys.executable, "-c", KILLS_ITSELF, mixed, tokenizer, out]
             killed = subprocess.run([*command, str(n), overwrite], cwd=ROOT, capture_output=True, check=False)
             if killed.returncode == 0:
                 break
             assert killed.returncode == -signal.SIGKILL, killed.stderr
             if out.exists():  # it is the old one or the new, whole
-                assert [*contents(out)] == ["precious.bin"] or contents(out) == contents(at_once)
+                assert [*contents(out)] == ["train_000099.bin"] or contents(out) == contents(at_once)
             elif overwrite == "overwrite":
-                old = next(out.parent.rglob("precious.bin"))
+                old = next(out.parent.rglob("train_000099.bin"))
                 assert old.read_text() == "old data"
             if overwrite == "overwrite" or not out.exists():
                 subprocess.run([*command, "1000", overwrite], cwd=ROOT, capture_output=True, check=True)
@@ -348,6 +468,24 @@ class TestInterruption:
         prepare.main(prepare.Config(**begun, overwrite=True))
         prepare.main(prepare.Config(**begun | {"out": tmp_path / "at_once"}))
         assert contents(begun["out"]) == contents(tmp_path / "at_once")
+
+    def test_damaged_progress_is_refused_in_a_line(self, tmp_path: Path) -> None:
+        settings = {"--text": "a.txt"}
+        folder = ResumableFolder(tmp_path / "data", settings)
+        folder.open(overwrite=False)
+        with folder.writers(3)["train"] as writer:
+            writer.add(0, np.arange(7, dtype=np.uint16))
+        path = tmp_path / ".data.unfinished" / "progress.json"
+
+        def resume() -> None:
+            ResumableFolder(tmp_path / "data", settings).open(overwrite=False)
+
+        assert hurt(path, resume) > MUTATIONS // 4
+        path.write_bytes(b"[" * 5000)
+        with pytest.raises(InputError, match=r"unfinished work that is damaged .*: give --overwrite to start over"):
+            resume()
+        ResumableFolder(tmp_path / "data", settings).open(overwrite=True)
+        assert not path.exists()
 
     def test_two_at_once_do_not_mix(self, config: dict[str, Any], tmp_path: Path) -> None:
         first = start(config)
@@ -463,14 +601,40 @@ class TestTrainTokenizer:
         assert train_tokenizer.main(config).vocab_size == 300
         assert Tokenizer.load(tmp_path / "t.json").vocab_size == 300
 
-    def test_bad_input(self, tmp_path: Path) -> None:
-        text = CORPUS / "persuasion.txt"
-        with pytest.raises(InputError, match="at least 257 .* got 255"):
-            train_tokenizer.main(train_tokenizer.Config(text=text, vocab_size=255, out=tmp_path / "t.json"))
-        for name, value in [("min_frequency", 0), ("workers", 0), ("held_out", -1)]:
-            with pytest.raises(InputError, match=f"must be at least [01].* got {value}"):
-                train_tokenizer.main(train_tokenizer.Config(text=text, out=tmp_path / "t.json", **{name: value}))
-        (tmp_path / "t.json").write_text("precious")
-        with pytest.raises(InputError, match=r"t\.json exists"):
-            train_tokenizer.main(train_tokenizer.Config(text=text, out=tmp_path / "t.json"))
-        assert (tmp_path / "t.json").read_text() == "precious"
+    def test_only_a_tokenizer_is_replaced(self, tmp_path: Path) -> None:
+        text = tmp_path / "a.txt"
+        text.write_text("some text\n" * 100)
+        (tmp_path / "t.json").write_text('{"format": "another"}')
+        (tmp_path / "deep.json").write_text("[" * 5000)
+        (tmp_path / "link.json").symlink_to(tmp_path / "t.json")
+        os.mkfifo(tmp_path / "pipe")
+        before = {path: path.stat() for path in tmp_path.iterdir()}
+        for out, message in [
+            (text, "a.txt holds .*a.txt, which is read"),
+            (tmp_path, "which is read"),
+            (tmp_path / "t.json", "t.json was not written by this command"),
+            (tmp_path / "deep.json", "deep.json was not written by this command"),
+            (tmp_path / "link.json", "link.json is not a regular file"),
+            (tmp_path / "pipe", "pipe is not a regular file"),
+            (Path("/dev/null"), "/dev/null is not a regular file"),
+            (Path(), "is not a regular file"),
+            (text / "t.json", "cannot be written: .*a.txt is not a folder"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                train_tokenizer.main(train_tokenizer.Config(text=text, out=out, overwrite=True))
+            assert {path: path.stat() for path in tmp_path.iterdir()} == before
+        config = train_tokenizer.Config(text=text, vocab_size=260, out=tmp_path / "ours.json")
+        train_tokenizer.main(config)
+        with pytest.raises(InputError, match=r"ours\.json exists: choose another --out, or give --overwrite"):
+            train_tokenizer.main(config)
+        assert train_tokenizer.main(replace(config, vocab_size=259, overwrite=True)).vocab_size == 259
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [("vocab_size", 255), ("vocab_size", 2**64), ("min_frequency", 0), ("workers", 10**5), ("held_out", -1)],
+    )
+    def test_bad_settings(self, name: str, value: float) -> None:
+        with pytest.raises(
+            InputError, match=f"{name} must be at least [\\d,]+ and (at most|below) [\\d,]+, got {value}"
+        ):
+            train_tokenizer.Config(text=CORPUS, **{name: value})

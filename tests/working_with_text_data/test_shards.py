@@ -25,6 +25,9 @@ def test_the_format_is_llm_cs(tmp_path: Path, dtype: type, magic: int, version: 
 def test_other_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="uint16 or uint32 tokens, got int64"):
         write_shard(tmp_path / "t.bin", np.arange(3))
+    many = np.broadcast_to(np.uint16(0), 2**31)  # takes no memory
+    with pytest.raises(InputError, match="at most 2,147,483,647 tokens, got 2,147,483,648"):
+        write_shard(tmp_path / "t.bin", many)
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT2Tokenizer, RankTokenizer, RegexTokenizer
 from working_with_text_data.minbpe import regex as regex_module
+from working_with_text_data.minbpe.fast import counting
 from working_with_text_data.minbpe.fast import units as units_module
 from working_with_text_data.minbpe.fast.counting import PieceCounter
 from working_with_text_data.minbpe.fast.unit_encoder import UnitEncoder
@@ -197,7 +198,7 @@ def test_small_chunks_give_the_ids_of_large_ones(pattern: str, texts: list[str],
     text = "".join(texts) * 3
     encoder = unit_encoder(pattern)
     chunks = encoder.units.chunks(text.encode("utf-8"), size)
-    ids = [i for chunk, bounds in chunks for i in encoder._encode_chunk(chunk, bounds).tolist()]
+    ids = [i for chunk, bounds in chunks for i in encoder._encode_chunk(chunk, bounds)[0].tolist()]
     assert ids == encoder.encode(text.encode("utf-8")).tolist() == trained(pattern)._encode_by_pieces(text)
 
 
@@ -239,6 +240,13 @@ def test_the_largest_ids_of_16_bits_are_ids_like_others(n_tokens: int) -> None:
 
 
 # -- forgetting ------------------------------------------------------------------------------------------
+
+
+def test_a_huge_piece_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "LONGEST_PIECE", 1000)
+    for pattern in (GPT2_PATTERN, r"\s+|\S+"):
+        counted = RegexTokenizer(pattern)._count_pieces(["word" + "\n" * 50_500, "é" * 1001], workers=1)
+        assert counted == {b"word": 1, b"\n" * 1000: 50, b"\n" * 500: 1, "é".encode() * 500: 2, "é".encode(): 1}
 
 
 def new_words(rng: random.Random, n_words: int) -> str:

@@ -18,8 +18,7 @@ from typing import Annotated, Any, Literal
 
 from utils.files import InputError
 from utils.hardware import describe
-from utils.measuring import Call, Case, Row, exponent, in_processes, measure_parts, show_results, spread
-from utils.outputs import check_writable
+from utils.measuring import Call, Case, Row, check_folders, exponent, in_processes, measure_parts, show_results, spread
 from utils.ranges import Range, check_ranges
 from working_with_text_data.benchmark import cases
 from working_with_text_data.benchmark.figures import draw_all, tables
@@ -74,8 +73,7 @@ def main(config: Config) -> None:
     for path in config.texts:
         if not path.exists():
             raise InputError(f"there is no file or folder {path}")
-    check_writable(config.results, "--results")
-    check_writable(config.figures, "--figures")
+    check_folders(config.results, config.figures)
     parts: dict[str, Callable[[Config], Row]] = {
         "encoding": measure_encoding, "batch": measure_batch, "steps": measure_steps, "training": measure_training,
     }  # fmt: skip

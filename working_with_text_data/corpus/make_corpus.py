@@ -5,7 +5,7 @@
 
 R keeps a package's data in one `.rdb` file: entry after entry, each a 4-byte big-endian length of the
 unpacked data and then a zlib stream. A novel's entry unpacks to R's serialization format (R Internals,
-section 1.8) of a vector of strings, one string a line of the printed book.
+section 1.8) of a vector of strings, one string per line of the printed book.
 """
 
 import struct
@@ -39,7 +39,7 @@ def entries(data: bytes) -> Iterator[bytes]:
 
 
 def string_vector(entry: bytes) -> list[str] | None:
-    """The strings of a serialized R character vector, or None if the entry holds something else."""
+    """Return the strings of a serialized R character vector, or None if the entry holds something else."""
     if entry[:2] != b"X\n":
         raise ValueError("not R's XDR serialization: it must begin with 'X\\n'")
     version, at = struct.unpack_from(">i", entry, 2)[0], 14
@@ -61,6 +61,7 @@ def string_vector(entry: bytes) -> list[str] | None:
 
 
 def main(unpacked: Path, folder: Path) -> None:
+    """Write the novels that are in an unpacked package into a folder, in place of those that are there."""
     for entry in entries((unpacked / DATA_FILE).read_bytes()):
         lines = string_vector(entry)
         if lines and lines[0].upper() in TITLES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -133,6 +133,10 @@ class Tokenizer(ABC):
             check_surrogates(text)
             raise
 
+    def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return `encode_to_array` of each text, which the subclass may do faster for many short ones."""
+        return [self.encode_to_array(text) for text in texts]
+
     def split_for_workers(self, text: str, size: int) -> Iterator[str]:
         """Cut a text into parts whose ids, one after another, are those of the whole, for several processes.
 
@@ -221,7 +225,7 @@ class Tokenizer(ABC):
         added = assign_ids(wanted, self.special_tokens, self.vocab, self.vocab_size)
         self.special_tokens |= added
         self.vocab |= {id_: special.encode("utf-8") for special, id_ in added.items()}
-        self._vocab_size = max(self.vocab) + 1
+        self._vocab_size = max([self._vocab_size, *(id_ + 1 for id_ in added.values())])
 
     def _set_merges(self, merges: dict[Pair, int]) -> None:
         """Derive the tokens from the pairs they are merged of."""
@@ -231,9 +235,7 @@ class Tokenizer(ABC):
             vocab[new_id] = vocab[first] + vocab[second]
             n_bytes += len(vocab[new_id])
             if n_bytes > MOST_BYTES:
-                raise InputError(
-                    f"the merges up to that of {first} and {second} make over {MOST_BYTES:,} bytes of tokens"
-                )
+                raise InputError(f"the merges up to that of {first} and {second} make over {MOST_BYTES:,} bytes")
         ranks = {token: i for i, token in vocab.items()}
         if len(ranks) < len(vocab):
             raise InputError("two merges make the same token")

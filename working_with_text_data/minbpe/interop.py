@@ -102,34 +102,22 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: str | Path) -> None:
             read a special token as other text than we do. Nothing is written then.
     """
     letters = byte_letters()
-
-    def spell(token: bytes) -> str:
-        return "".join(letters[byte] for byte in token)
-
-    vocab = tokenizer.vocab
-    specials = tokenizer.special_tokens
-    ordinary = {spell(token): rank for token, rank in tokenizer.ranks.items()}
+    spelling = {id_: "".join(letters[byte] for byte in token) for token, id_ in tokenizer.ranks.items()}
+    ordinary = {spelled: id_ for id_, spelled in spelling.items()}
     _check_spellings(tokenizer, ordinary, letters)
+    specials = tokenizer.special_tokens
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    pattern = {"Regex": _for_oniguruma(_covering_pattern(tokenizer))}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [_added_token(special, i) for special, i in sorted(specials.items(), key=lambda item: item[1])],
         "normalizer": {"type": tokenizer.normalization} if tokenizer.normalization else None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": _for_oniguruma(_covering_pattern(tokenizer))},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-            ],
-        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "decoder": byte_level,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -140,7 +128,7 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: str | Path) -> None:
             "byte_fallback": False,
             "ignore_merges": True,  # a piece that is a token is that token
             "vocab": ordinary | specials,  # the special ones too, or ids that leave a gap would be moved
-            "merges": [[spell(vocab[a]), spell(vocab[b])] for a, b in tokenizer.merges],
+            "merges": [[spelling[a], spelling[b]] for a, b in tokenizer.merges],
         },
     }
     end_of_text = {"eos_token": "<|endoftext|>"} if "<|endoftext|>" in specials else {}

@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def read_ranks(path: Path, sha256: str) -> dict[bytes, int]:
-    """The ranks of a `.tiktoken` file: a token in base 64 and its rank, a line.
+    """Return the ranks of a `.tiktoken` file, which holds one token in base 64 and its rank per line.
 
     Raises:
         InputError: if its SHA-256 is another.
@@ -58,7 +58,7 @@ class RankTokenizer(RegexTokenizer):
         self.add_special_tokens(special_tokens)
 
     def train(self, *_: Any, **__: Any) -> None:
-        """Refused.
+        """Refuse: the tokens are given.
 
         Raises:
             InputError: always.
@@ -67,7 +67,7 @@ class RankTokenizer(RegexTokenizer):
 
     @property
     def merges(self) -> dict[Pair, int]:
-        """The two tokens each token was merged of, in the order of ranks, found out anew at each call.
+        """The two tokens that each token was merged of, in the order of ranks, found out anew at each call.
 
         Raises:
             InputError: if a token cannot come from merging two others.
@@ -86,7 +86,7 @@ class RankTokenizer(RegexTokenizer):
         """Ranks decide here; the base class sets none but an empty table."""
 
     def tokens_as_json(self) -> dict[str, Any]:
-        """The tokens by id, each byte as the character of that number; null where an id has no token."""
+        """Return the tokens by id, each byte as the character of that number; null where an id has no token."""
         tokens: list[str | None] = [None] * (max(self.ranks.values()) + 1)
         for token, rank in self.ranks.items():
             tokens[rank] = token.decode("latin-1")

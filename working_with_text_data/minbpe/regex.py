@@ -98,6 +98,17 @@ class RegexTokenizer(Tokenizer):
             return self._encode_by_units(text).astype(self.array_dtype, copy=False)
         return super()._encode_text_to_array(text)
 
+    def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.pattern not in CUTS or sum(map(len, texts)) <= SHORT:
+            return super().encode_to_arrays(texts)
+        try:
+            arrays = [*self._unit_encoder.encode_many(self.normalize(text).encode("utf-8") for text in texts)]
+        except UnicodeEncodeError:
+            for text in texts:
+                check_surrogates(text)
+            raise
+        return [array.astype(self.array_dtype, copy=False) for array in arrays]
+
     def _encode_by_units(self, text: str) -> np.ndarray:
         """Return the ids of a text by looking its units up, each of which is a piece or a few: see `units.py`."""
         return self._unit_encoder.encode(text.encode("utf-8"))

@@ -53,7 +53,7 @@ class Trie:
         self.ids[node] = id_
 
     def longest_match(self, data: bytes, start: int = 0) -> tuple[int, int] | None:
-        """The id of the longest token that `data` goes on with at `start`, and where it ends; None if none does."""
+        """Return the id of the longest token that `data` goes on with at `start`, and its end; None if none does."""
         node, found = 0, None
         for end in range(start + 1, len(data) + 1):
             child = self.children[node].get(data[end - 1])
@@ -80,7 +80,7 @@ class LongestMatchEncoder:
             self.trie.insert(token, id_)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens in it treated as the plain text they look like.
+        """Return the token ids of `text`, special tokens in it treated as the plain text they look like.
 
         Raises:
             InputError: for a lone surrogate, which no UTF-8 text can hold.
@@ -88,7 +88,7 @@ class LongestMatchEncoder:
         return [id_ for piece in pieces(self.tokenizer, text) for id_ in self.encode_piece(piece)]
 
     def encode_piece(self, piece: bytes) -> Iterator[int]:
-        """Token ids of bytes that no pattern is to split."""
+        """Yield the token ids of bytes that no pattern is to split."""
         start = 0
         while start < len(piece):
             match = self.trie.longest_match(piece, start)
@@ -130,7 +130,7 @@ class Comparison:
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> Iterator[bytes]:
-    """What no token reaches beyond: the pieces of a RegexTokenizer's pattern; for others the whole text.
+    """Yield what no token reaches beyond: the pieces of a RegexTokenizer's pattern; for others the whole text.
 
     Raises:
         InputError: for a lone surrogate, which no UTF-8 text can hold.

@@ -12,6 +12,8 @@ from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
 
 Split = Callable[[str], list[str]]
 
+LONGEST_PIECE = 2**20  # bytes; a trainer takes over a hundred times as many, and 50 MB of spaces are one piece
+
 
 def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, workers: int) -> Counter[bytes]:
     """Return how often each piece occurs in the documents.
@@ -111,6 +113,12 @@ class PieceCounter:
         self.units.forget()
 
     def result(self) -> Counter[bytes]:
+        """Return how often each piece occurred, one longer than LONGEST_PIECE as several."""
         if self.units is not None:
             self._split_units()
-        return Counter({piece.encode("utf-8"): count for piece, count in self.pieces.items()})
+        counts: Counter[bytes] = Counter()
+        for piece, count in self.pieces.items():
+            data = piece.encode("utf-8")
+            for start in range(0, len(data), LONGEST_PIECE):
+                counts[data[start : start + LONGEST_PIECE]] += count
+        return counts

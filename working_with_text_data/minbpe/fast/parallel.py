@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Protocol
 
@@ -21,14 +21,12 @@ class Encoder(Protocol):
 
     def normalize(self, text: str) -> str: ...
     def split_for_workers(self, text: str, size: int) -> Iterator[str]: ...
-    def encode_to_array(self, text: str) -> np.ndarray: ...
+    def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     def new_entries(self) -> Any: ...
     def add_entries(self, entries: Any) -> None: ...
 
 
-def encode_stream(
-    tokenizer: Encoder, texts: Iterable[str], workers: int = 1, on_part: Callable[[int], None] = lambda n: None
-) -> Iterator[np.ndarray]:
+def encode_stream(tokenizer: Encoder, texts: Iterable[str], workers: int = 1) -> Iterator[np.ndarray]:
     """Yield `encode_to_array` of each text, in order. Texts are read only as fast as results are taken.
 
     Args:
@@ -36,7 +34,6 @@ def encode_stream(
         texts: in any number. A long one is shared out among the workers if its tokenizer knows where a
             text can be cut.
         workers: processes; 1 encodes in this one.
-        on_part: called with the number of tokens of each text, or part of a long one, to show progress.
 
     Raises:
         InputError: if workers is below 1, or for a text with a lone surrogate.
@@ -52,7 +49,6 @@ def encode_stream(
             pool = stack.enter_context(worker_pool(workers, _take_tokenizer, tokenizer))
             done = _encode_together(tokenizer, pool, jobs, workers)
         for ids, is_last in itertools.chain.from_iterable(done):
-            on_part(len(ids))
             unfinished.append(ids)
             if is_last:
                 yield unfinished[0] if len(unfinished) == 1 else np.concatenate(unfinished)
@@ -87,7 +83,8 @@ def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
 
 
 def _encode_job(job: Job, tokenizer: Encoder) -> Encoded:
-    return [(tokenizer.encode_to_array(part), is_last) for part, is_last in job]
+    arrays = tokenizer.encode_to_arrays([part for part, _ in job])
+    return [(ids, is_last) for ids, (_, is_last) in zip(arrays, job, strict=True)]
 
 
 def _encode_together(

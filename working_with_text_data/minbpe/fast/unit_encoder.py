@@ -1,12 +1,12 @@
 """Encode a long text unit by unit: each distinct unit once, all its occurrences by array indexing."""
 
-from collections.abc import Callable, Sequence
-from itertools import chain, takewhile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, chain, takewhile
 from typing import NamedTuple
 
 import numpy as np
 
-from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
+from working_with_text_data.minbpe.fast.units import CHUNK, TOO_LONG, Cuts, Units
 
 WIDTH = 4  # ids a unit may have to be looked up by indexing; the rare longer ones are put in afterwards
 
@@ -39,7 +39,7 @@ class UnitEncoder:
 
     def _forget(self) -> None:
         self.units.forget()
-        self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # a row a unit; all absent if it has more ids
+        self._ids = np.empty((2**14, WIDTH), dtype=self.dtype)  # one row per unit; all absent if it has more ids
         self._ids[TOO_LONG] = self.absent
         self._many: dict[int, Sequence[int]] = {}  # the ids of those
         self._n_ids = np.zeros(len(self._ids), dtype=np.int64)  # in each row
@@ -47,12 +47,39 @@ class UnitEncoder:
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of a UTF-8 text: uint16 or uint32, as `largest_id` demands."""
-        parts = [self._encode_chunk(chunk, bounds) for chunk, bounds in self.units.chunks(text)]
+        parts = [self._encode_chunk(chunk, bounds)[0] for chunk, bounds in self.units.chunks(text)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, dtype=self.dtype)
 
-    def _encode_chunk(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
+    def encode_many(self, texts: Iterable[bytes]) -> Iterator[np.ndarray]:
+        """Yield the ids of each text; short ones are joined, since a chunk takes hardly longer than a line of it."""
+        joined: list[bytes] = []
+        size = 0
+        for text in texts:
+            if joined and size + len(text) > CHUNK:
+                yield from self._encode_joined(joined)
+                joined, size = [], 0
+            if len(text) > CHUNK:
+                yield self.encode(text)
+            else:
+                joined.append(text)
+                size += len(text)
+        yield from self._encode_joined(joined)
+
+    def _encode_joined(self, texts: list[bytes]) -> list[np.ndarray]:
+        """Return the ids of each of a few texts, which together are a chunk."""
+        chunk = b"".join(texts)
+        if not chunk:
+            return [np.empty(0, dtype=self.dtype) for _ in texts]
+        ends = [*accumulate(map(len, texts))]
+        bounds = self.units.cuts.bounds_of_several(chunk, ends)
+        ids, n_ids = self._encode_chunk(chunk, bounds)
+        n_before = np.concatenate([[0], np.cumsum(n_ids)])  # ids before each bound
+        return np.split(ids, n_before[np.searchsorted(bounds, ends[:-1])])
+
+    def _encode_chunk(self, text: bytes, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of a chunk, and how many each of its units has."""
         if self.units.full:
             self._forget()
         numbers = self.units.number(text, bounds)
@@ -62,7 +89,7 @@ class UnitEncoder:
         n_ids = self._n_ids[numbers]
         many = np.flatnonzero(n_ids == 0)
         if not len(many):
-            return ids
+            return ids, n_ids
         found = []
         for i in many.tolist():
             number = int(numbers[i])
@@ -80,7 +107,8 @@ class UnitEncoder:
         mixture = np.empty(len(is_found), dtype=self.dtype)
         mixture[is_found] = np.fromiter(chain.from_iterable(found), dtype=self.dtype, count=n_found.sum())
         mixture[~is_found] = ids
-        return mixture
+        n_ids[many] = n_found
+        return mixture, n_ids
 
     def _learn(self) -> None:
         """Encode the units numbered since the last time."""

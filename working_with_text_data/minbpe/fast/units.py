@@ -13,7 +13,7 @@ size maps to the unit's number. Where the table fails (a new unit; a long one; t
 the table) a dictionary decides, and the table learns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +52,7 @@ class Cuts:
 
     @cached_property
     def tables(self) -> tuple[bytes, bytes]:
-        """For each byte, one bit a rule, set where it can be the rule's first byte, or its second."""
+        """For each byte one bit per rule, set where it can be the rule's first byte, or its second."""
         rules = (*self.between, self.before)  # the last bit is that of `before`
         first, second = (
             bytes(sum((byte in rule[side]) << bit for bit, rule in enumerate(rules)) for byte in range(256))
@@ -71,13 +71,19 @@ class Cuts:
             found.append(bounds[(bounds >= start) & (bounds < min(start + SPAN, len(text)))])
         return np.concatenate([*found, [len(text)]])
 
-    def _bounds(self, text: bytes) -> np.ndarray:
+    def bounds_of_several(self, text: bytes, ends: Sequence[int]) -> np.ndarray:
+        """Return the same for texts that were joined and end at `ends`, of at most SPAN bytes; no unit spans two."""
+        return self._bounds(text, [end for end in ends if 0 < end < len(text)])
+
+    def _bounds(self, text: bytes, inner_ends: Sequence[int] = ()) -> np.ndarray:
         first, second = (np.frombuffer(text.translate(table), dtype=np.uint8) for table in self.tables)
         rules = first[:-1] & second[1:]
+        rules[[end - 1 for end in inner_ends]] = 0  # the last byte of a text and the first of the next decide nothing
         before = 1 << len(self.between)
         cut = np.ones(len(text) + 1, dtype=bool)
         cut[1:-1] = rules & (before - 1)
         cut[1:-2] |= rules[1:] >= before
+        cut[[*inner_ends]] = True
         return np.flatnonzero(cut)
 
     def parts(self, text: bytes, size: int) -> Iterator[bytes]:
@@ -172,12 +178,12 @@ class Units:
         return len(self.spelling) > MAX_UNITS
 
     def chunks(self, text: bytes, size: int = CHUNK) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Parts of `text` of about `size` bytes, each with the bounds of its units."""
+        """Yield parts of `text` of about `size` bytes, each with the bounds of its units."""
         for part in self.cuts.parts(text, size):
             yield part, self.cuts.bounds(part)
 
     def number(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
-        """The number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
+        """Return the number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
         starts, ends = bounds[:-1], bounds[1:]
         lengths = ends - starts
         # every 8 bytes of the text as one word, whatever address they begin at

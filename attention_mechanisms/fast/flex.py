@@ -20,14 +20,14 @@ from attention_mechanisms.masks import Mask
 from utils.hardware import compiler_works
 
 BLOCK = 128
-WORTH_COMPILING = 2**24  # scores; on a CPU, below that compiling takes longer than it will ever save
-KEPT = 64  # block masks
+SCORES_WORTH_COMPILING = 2**24  # on a CPU; with fewer, compiling takes longer than it will ever save
+MOST_BLOCK_MASKS = 64  # that are kept
 
 _block_masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
 
 
 def obstacle(device: str, head_dim: int, training: bool, dropout: float) -> str | None:
-    """Why FlexAttention cannot be used, if so; head_dim is the smaller of D and E."""
+    """Return why FlexAttention cannot be used, or None; head_dim is the smaller of D and E."""
     if dropout:
         return "FlexAttention has no dropout"
     if training and device != "cuda":
@@ -40,9 +40,9 @@ def obstacle(device: str, head_dim: int, training: bool, dropout: float) -> str 
 
 
 def block_mask(mask: Mask, query_length: int, key_length: int, device: torch.device) -> BlockMask:
-    """The mask as a BlockMask: built once for each mask, shape and device, and kept while among the latest 64.
+    """Return the mask as a BlockMask, built once for each mask, shape and device, and kept while among the latest 64.
 
-    A compiled graph makes its own each time: the mask's tensors are unknown to it.
+    A compiled graph builds its own each time, since it does not know the mask's tensors.
     """
 
     def make() -> BlockMask:
@@ -54,15 +54,15 @@ def block_mask(mask: Mask, query_length: int, key_length: int, device: torch.dev
     if key not in _block_masks:
         with torch.inference_mode(False):  # a later call may need gradients
             _block_masks[key] = make()
-        if len(_block_masks) > KEPT:
+        if len(_block_masks) > MOST_BLOCK_MASKS:
             _block_masks.popitem(last=False)
     _block_masks.move_to_end(key)
     return _block_masks[key]
 
 
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: float) -> Tensor:
-    """Attention's output (B, H, T, E)."""
-    if not torch.is_grad_enabled():  # on a CPU it refuses what could have a gradient, wanted or not
+    """Return attention's output (B, H, T, E)."""
+    if not torch.is_grad_enabled():  # on a CPU it refuses whatever could have a gradient
         q_BHTD, k_BGSD, v_BGSE = (x.detach() for x in (q_BHTD, k_BGSD, v_BGSE))
     v_BGSE = v_BGSE.view_as(v_BGSE)  # Dynamo, which traces it even when eager, stumbles over one tensor given twice
     (B, H, T, _), (G, S) = q_BHTD.shape, k_BGSD.shape[1:3]
@@ -73,7 +73,7 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: fl
     if torch.compiler.is_compiling():
         return kernel(q_BHTD, k_BGSD, v_BGSE)
     with warnings.catch_warnings():
-        # run eagerly it says that it stores the scores: for the few it is given, it may
+        # run eagerly, it warns that it stores the scores: there are few enough of them
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         return kernel(q_BHTD, k_BGSD, v_BGSE)
 
@@ -81,7 +81,7 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, mask: Mask, scale: fl
 def _kernel(device: str, n_scores: int) -> Callable[..., Any]:
     if torch.compiler.is_compiling():
         return flex_attention
-    if device == "cpu" and (n_scores < WORTH_COMPILING or not compiler_works(device)):
+    if device == "cpu" and (n_scores < SCORES_WORTH_COMPILING or not compiler_works(device)):
         return flex_attention
     return _compiled()
 

@@ -1,15 +1,15 @@
 """Sliding-window attention that never looks at the keys outside the window: time O(T W) instead of O(T^2).
 
-Queries are cut into blocks. The queries of one block see at most W - 1 + block keys, so each block is a small
-attention of its own, and several are computed in one call. With blocks of W / 8, an eighth more scores than
-necessary are computed; blocks of W, which is what one finds most often, compute twice as many (Beltagy et al.
+Queries are cut into blocks of t. The queries of one block together see at most W - 1 + t keys, so each block is a
+small attention of its own, and several are computed in one call. With blocks of W / 8, an eighth more scores than
+necessary are computed; blocks of W, which one finds most often, compute twice as many (Beltagy et al.
 2020, https://arxiv.org/abs/2004.05150, section 3.1 and appendix A).
 
     keys     . . . . . . . . . . . .        W = 4, blocks of 2: the queries at 6 and 7 ask keys 3 to 7
     block 3        [- - - - -]
 
 Shapes: B batch, H query heads, G key/value heads, T query length, S key length, D head size, X = B * G;
-c blocks, t queries of a block, N = H / G * t, K keys of a block.
+c blocks, t queries per block, N = H / G * t, K keys per block.
 """
 
 from collections.abc import Callable
@@ -20,21 +20,21 @@ from torch import Tensor
 
 from attention_mechanisms.masks import Mask
 
-SMALLEST = 64  # queries a block: smaller ones are no faster
-TOGETHER = 16  # blocks a call
+FEWEST_QUERIES = 64  # per block: smaller ones are no faster
+BLOCKS_PER_CALL = 16
 
 
 def block_size(window: int) -> int:
-    """Queries that share their keys."""
-    return max(SMALLEST, window // 8)
+    """Return how many queries share their keys."""
+    return max(FEWEST_QUERIES, window // 8)
 
 
 def blocks_pay(mask: Mask, query_length: int, key_length: int) -> bool:
-    """Whether blocks can skip enough keys to be worth their making."""
+    """Return whether blocks can skip enough keys to be worth making."""
     if mask.window is None or not isinstance(mask.query_offset, int) or mask.key_positions is not None:
         return False
     if mask.left_padding is not None and mask.n_sinks:
-        return False  # the sinks are at another place in each row
+        return False  # each row has its sinks at another place
     block = block_size(mask.window)
     long = query_length >= block and key_length >= 2 * (mask.window + block + mask.n_sinks)
     return long and mask.query_offset + query_length == key_length
@@ -49,14 +49,23 @@ def attend_in_blocks(
     dropout: float,
     scale: float,
 ) -> Tensor:
-    """Attention's output (B, H, T, D), for a mask for which `blocks_pay`.
+    """Return attention's output (B, H, T, D), for a mask for which `blocks_pay`.
 
     The first queries, whose windows would begin before the first key that is no sink, are left to the kernel
-    `whole`; so all blocks look alike, and without documents and padding they share one small mask.
+    `whole`. All blocks then look alike, and without documents and padding they share one small mask.
+
+    Args:
+        whole: a kernel, called with all that follows.
+        q_BHTD: the queries.
+        k_BGSD: the keys.
+        v_BGSD: the values.
+        mask: who may look at whom.
+        dropout: probability with which an attention weight is dropped.
+        scale: what scores are multiplied by.
     """
     H, T, G, t = q_BHTD.shape[1], q_BHTD.shape[2], k_BGSD.shape[1], block_size(mask.window)
     lead = max(0, mask.window - 1 + mask.n_sinks - mask.query_offset)
-    lead += (T - lead) % t  # the rest are whole blocks: filling one up would copy all queries, keys and values
+    lead += (T - lead) % t  # the rest is whole blocks: padding one would copy all queries, keys and values
     q_BHlD, q_BHTD = q_BHTD[:, :, :lead], q_BHTD[:, :, lead:]
     outputs = []
     if lead:
@@ -64,8 +73,8 @@ def attend_in_blocks(
         outputs.append(whole(q_BHlD, k_BGSD[:, :, :seen], v_BGSD[:, :, :seen], mask, dropout, scale))
     offset = mask.query_offset + lead
     blocks = (_blocks(q_BHTD, G, t), *(_windows(x, offset, mask, t) for x in (k_BGSD, v_BGSD)))
-    for i, (q_XcND, k_XcKD, v_XcKD) in enumerate(zip(*(x.split(TOGETHER, dim=1) for x in blocks), strict=True)):
-        visible, empty = _visible(mask, offset + i * TOGETHER * t, q_XcND.shape[1], t, q_BHTD.device)
+    for i, (q_XcND, k_XcKD, v_XcKD) in enumerate(zip(*(x.split(BLOCKS_PER_CALL, dim=1) for x in blocks), strict=True)):
+        visible, empty = _visible(mask, offset + i * BLOCKS_PER_CALL * t, q_XcND.shape[1], t, q_BHTD.device)
         visible, empty = (_for_groups(x, G, H // G) for x in (visible, empty))
         y_XcND = F.scaled_dot_product_attention(
             q_XcND, k_XcKD, v_XcKD, attn_mask=visible, dropout_p=dropout, scale=scale
@@ -76,21 +85,21 @@ def attend_in_blocks(
 
 
 def _blocks(q_BHTD: Tensor, n_groups: int, t: int) -> Tensor:
-    """Queries in blocks, those of a group's heads one after the other, (B G, c, N, D)."""
+    """Return queries in blocks, those of a group's heads one after the other, (B G, c, N, D)."""
     q_BGnctD = q_BHTD.unflatten(1, (n_groups, -1)).unflatten(3, (-1, t))
     return q_BGnctD.transpose(2, 3).flatten(3, 4).flatten(0, 1)
 
 
 def _unblocked(y_XcND: Tensor, n_groups: int, group_size: int, t: int) -> Tensor:
-    """The way back, (B, H, T, D)."""
+    """Undo `_blocks`: return (B, H, T, D)."""
     y_BGcntD = y_XcND.unflatten(0, (-1, n_groups)).unflatten(3, (group_size, t))
     return y_BGcntD.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def _windows(x_BGSD: Tensor, offset: int, mask: Mask, t: int) -> Tensor:
-    """The sinks and the window of each block, (B G, c, K, D).
+    """Return the sinks and the window of each block, (B G, c, K, D).
 
-    One `unfold` and not a slice a block: its views overlap, and the gradient of each slice would be as long as x.
+    One `unfold` makes views that overlap; the gradient of a slice for each block would be as long as x.
     """
     x_XSD = x_BGSD.flatten(0, 1)
     windows_XcKD = x_XSD[:, offset - mask.window + 1 :].unfold(1, mask.window - 1 + t, t).mT
@@ -101,7 +110,7 @@ def _windows(x_BGSD: Tensor, offset: int, mask: Mask, t: int) -> Tensor:
 
 
 def _visible(mask: Mask, position: int, n_blocks: int, t: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`Mask.opened` for blocks from `position` on: (t, K) if they are alike, else (c, t, K) or (B, c, t, K)."""
+    """Return `Mask.opened` for blocks from `position` on: (t, K) if they are alike, else (c, t, K) or (B, c, t, K)."""
     origins_c11 = position + torch.arange(1 if mask.is_plain else n_blocks, device=device)[:, None, None] * t
     positions_ct1 = origins_c11 + torch.arange(t, device=device)[:, None]
     keys_c1K = origins_c11 + torch.arange(1 - mask.window, t, device=device)
@@ -116,6 +125,6 @@ def _visible(mask: Mask, position: int, n_blocks: int, t: int, device: torch.dev
 
 
 def _for_groups(visible: Tensor, n_groups: int, group_size: int) -> Tensor:
-    """For the queries of all heads of a group: (N, K), (c, N, K) or (B G, c, N, K)."""
+    """Repeat it for the queries of all heads of a group: (N, K), (c, N, K) or (B G, c, N, K)."""
     visible = visible.repeat(*(1 for _ in visible.shape[:-2]), group_size, 1)
     return visible.repeat_interleave(n_groups, dim=0) if visible.dim() == 4 else visible
