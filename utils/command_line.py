@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tqdm import tqdm
+
 from utils.files import InputError, printable
 
 Config = TypeVar("Config")
@@ -53,7 +55,7 @@ def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Map
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise InputError(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _AboveProgress(sys.stderr)
     handler.setFormatter(_Plain())
     logging.basicConfig(level=level, handlers=[handler])
     arguments = sys.argv[1:]
@@ -81,6 +83,14 @@ def describe(error: BaseException) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return printable(f"{where}{error.strerror}")
     return printable(" ".join(str(error).split()))
+
+
+class _AboveProgress(logging.StreamHandler):
+    """Writes each message on a line of its own, not behind a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _Plain(logging.Formatter):

@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
+from tqdm import tqdm
+
 from utils.command_line import run
 from utils.files import InputError
 from utils.ranges import Range, check_ranges
@@ -41,9 +43,10 @@ def main(config: Config) -> None:
         raise MemoryError
     if config.fail == "file":
         open("no\\x1b[2Jsuch\\nfile")
-    if config.fail:
+    if config.fail not in ("", "never"):
         raise InputError(f"bad\\x1b[2J {config.fail}")
-    logging.getLogger("a chapter").info("%s", config.note)
+    with tqdm(disable=config.fail != "never"):
+        logging.getLogger("a chapter").info("%s", config.note)
     for _ in range(config.times):
         sys.stdout.write(config.text)
 
@@ -95,6 +98,12 @@ def test_streams_that_are_closed(folder: Path) -> None:
 def test_what_is_logged_commands_no_terminal_either(folder: Path) -> None:
     result = shell(folder, r"$SCRIPT --note $'\e[2J a table\nof two lines'")
     assert (result.returncode, result.stderr) == (0, b"\\x1b[2J a table\nof two lines\n")
+
+
+def test_what_is_logged_beside_a_progress_bar_has_a_line_of_its_own(folder: Path) -> None:
+    result = shell(folder, "$SCRIPT --fail never")
+    assert b"\rseen\n" in result.stderr
+    assert result.stderr.startswith(b"\r0it")
 
 
 def test_help_in_the_narrowest_terminal_comes_to_an_end(folder: Path) -> None:

@@ -368,7 +368,7 @@ class TestInterruption:
                 break
             assert process.returncode == -signal.SIGKILL, messages
             kills += 1
-        assert kills >= 2
+        assert kills > (3 if most_shards == 6 else 1)
         assert "going on in" in messages
         assert contents(config["out"]) == contents(tmp_path / "at_once")
 

@@ -141,6 +141,20 @@ def test_a_long_word_takes_the_memory_and_time_of_its_length(trained: dict[str, 
         assert tokenizer.encode_ordinary(end)[-30:] == ids[-30:].tolist()
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt4"])
+def test_of_a_huge_piece_there_are_few_copies(trained: dict[str, Tokenizer], kind: str) -> None:
+    tokenizer = trained[kind]
+    tokenizer.encode_to_array("the table of units is made now " * 1000)
+    for text, most in (("^" * 1_000_000, 8), ("x " + "^" * 1_000_000 + "\n \nx", 12)):
+        tracemalloc.start()
+        ids = tokenizer.encode_to_array(text)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(ids) >= 1_000_000, "each byte is a token"
+        assert peak < most * len(ids), "a list of the ids alone takes eight bytes of each"
+        assert tokenizer.decode(ids) == text
+
+
 def test_a_lone_surrogate_in_training_is_named() -> None:
     for tokenizer in (BasicTokenizer(), RegexTokenizer(), RegexTokenizer(".")):
         for workers in (1, 2):
@@ -292,7 +306,7 @@ class TestFiles:
             ({"merges": [[97, 98], [97, 257]]}, "the token 257 must be of ids below it, got [97, 257]"),
             ({"merges": [[97, -1]]}, "the token 256 must be of ids below it, got [97, -1]"),
             ({"merges": [[97, 98], [97, 98]]}, "the token 257, [97, 98], has made the token 256 already"),
-            ({"merges": [[i, i] for i in [97, *range(256, 295)]]}, "make over 16,777,216 bytes of tokens"),
+            ({"merges": [[i, i] for i in [97, *range(256, 295)]]}, "make over 16,777,216 bytes"),
             ({"merges": None}, 'the entry "merges" must be a list, got None'),
             ({"special_tokens": None}, 'the entry "special_tokens" must be an object, got None'),
             ({"special_tokens": {"<x>": -1}}, "'<x>' must have an id from 0 to 2,147,483,647, got -1"),

@@ -1,7 +1,7 @@
 """Make the six novel files of this folder from Debian's package of the R data set `janeaustenr`.
 
     apt-get download r-cran-janeaustenr && dpkg-deb -x r-cran-janeaustenr_*.deb unpacked
-    python -m working_with_text_data.corpus.make_corpus unpacked
+    python -m working_with_text_data.corpus.make_corpus --unpacked unpacked
 
 R keeps a package's data in one `.rdb` file: entry after entry, each a 4-byte big-endian length of the
 unpacked data and then a zlib stream. A novel's entry unpacks to R's serialization format (R Internals,
@@ -9,10 +9,12 @@ section 1.8) of a vector of strings, one string per line of the printed book.
 """
 
 import struct
-import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from utils.files import InputError
 
 DATA_FILE = "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 STRING_VECTOR, STRING = 16, 9  # R's type codes STRSXP and CHARSXP
@@ -24,6 +26,14 @@ TITLES = {
     "NORTHANGER ABBEY": "northanger_abbey",
     "PERSUASION": "persuasion",
 }
+
+
+@dataclass(frozen=True)
+class Config:
+    """Write Jane Austen's six novels into this folder, in place of those that are there."""
+
+    unpacked: Path
+    """The folder into which Debian's package was unpacked."""
 
 
 def entries(data: bytes) -> Iterator[bytes]:
@@ -60,15 +70,24 @@ def string_vector(entry: bytes) -> list[str] | None:
     return strings
 
 
-def main(unpacked: Path, folder: Path) -> None:
-    """Write the novels that are in an unpacked package into a folder, in place of those that are there."""
-    for entry in entries((unpacked / DATA_FILE).read_bytes()):
+def main(config: Config) -> None:
+    """Write the novels that are in the package, and print the size of each.
+
+    Raises:
+        InputError: if the folder does not hold the package.
+    """
+    data = config.unpacked / DATA_FILE
+    if not data.is_file():
+        raise InputError(f"{config.unpacked} does not hold the unpacked package: there is no {data}")
+    for entry in entries(data.read_bytes()):
         lines = string_vector(entry)
         if lines and lines[0].upper() in TITLES:
-            path = folder / f"{TITLES[lines[0].upper()]}.txt"
+            path = Path(__file__).with_name(f"{TITLES[lines[0].upper()]}.txt")
             path.write_bytes(("\n".join(lines) + "\n").encode())
             print(f"{path.name}: {len(lines):,} lines, {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(__file__).parent)
+    from utils.command_line import run
+
+    run(main, Config)

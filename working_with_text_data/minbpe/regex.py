@@ -135,17 +135,19 @@ class RegexTokenizer(Tokenizer):
         return encode_piece(unit, self.ranks, self.vocab)
 
     def _encode_huge_unit(self, unit: bytes) -> Sequence[int]:
-        """Return the same, with one piece in memory at a time, and no more than four bytes per id."""
+        """Return the same, with as few copies of the unit as possible, and no more than four bytes per id."""
+        if self._is_one_piece(unit):
+            return encode_piece(unit, self.ranks, self.vocab)
         ids = array("H" if self._unit_encoder.dtype == np.uint16 else "I")
         for match in compile_pattern(self.pattern).finditer(unit.decode("utf-8")):
             more = encode_piece(match.group().encode("utf-8"), self.ranks, self.vocab)
-            if isinstance(more, array) and more.typecode != ids.typecode:
-                more = array(ids.typecode, more)
-            if isinstance(more, array) and not ids:
-                ids = more  # often it is the only piece
-            else:
-                ids.extend(more)
+            ids.extend(more if isinstance(more, list) else array(ids.typecode, more))
         return ids
+
+    def _is_one_piece(self, unit: bytes) -> bool:
+        text = unit.decode("utf-8")
+        first = compile_pattern(self.pattern).match(text)
+        return first is not None and first.end() == len(text)
 
     # -- several processes ---------------------------------------------------------------------------
 
