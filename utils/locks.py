@@ -23,7 +23,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
         doing: what is done to it, for the message: "training in".
 
     Raises:
-        InputError: if another process is in such a block.
+        InputError: if another process is in such a block, or something else has the name of the hidden file.
     """
     target = target.absolute()
     made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
@@ -44,7 +44,9 @@ def _locked(target: Path, doing: str) -> Iterator[None]:
         yield
         return
     path = target.with_name(f".{target.name}.lock")
-    with path.open("w") as file:
+    if path.is_symlink() or (path.exists() and not (path.is_file() and path.stat().st_size == 0)):
+        raise InputError(f"{path} is not our lock, which would be an empty file: move it, or choose another --out")
+    with path.open("a") as file:  # never emptying it
         if not _lock(file.fileno(), path):
             raise InputError(
                 f"another process is {doing} {target}: wait until it has finished, or choose another --out"

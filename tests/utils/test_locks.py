@@ -1,5 +1,6 @@
 """Two processes never write one folder at once."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,19 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     with alone(run, "training in"), alone(run, "training in"):  # within one process a script may call another
         assert (run.parent / ".a.lock").exists()
     assert not list(run.parent.iterdir())
+
+
+def test_what_only_has_the_name_of_a_lock_stays_as_it_is(tmp_path: Path) -> None:
+    precious, lock = tmp_path / "precious", tmp_path / ".a.lock"
+    precious.write_text("precious")
+    for make in (lambda: lock.symlink_to(precious), lambda: lock.write_text("precious"), lock.mkdir):
+        make()
+        with pytest.raises(InputError, match=r"\.a\.lock is not our lock.*move it"), alone(tmp_path / "a", "making"):
+            pass
+        assert os.path.lexists(lock)
+        assert precious.read_text() == "precious"
+        lock.rmdir() if lock.is_dir() else lock.unlink()
+    lock.touch()  # ours, left by a killed process
+    with alone(tmp_path / "a", "making"):
+        pass
+    assert not lock.exists()
