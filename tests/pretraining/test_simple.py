@@ -263,6 +263,11 @@ class TestRunDirectories:
         other_tokenizer(file)
         with pytest.raises(InputError, match="have different tokenizers"):
             simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
+        run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+        (run / "bpe.json").unlink()
+        with pytest.raises(InputError, match="have different tokenizers"):
+            simple.main(tiny(tmp_path / "data", run, snapshot_every=6))
+        assert not (run / "bpe.json").exists()
 
     def test_weights_without_a_checkpoint_are_kept(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
