@@ -149,6 +149,12 @@ def _store(run: Path, content: dict[str, Any]) -> None:
 def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
     """Return the settings of the run that is there, if they are what was asked for."""
     run, stored = config.out, read_config(config.out)
+    check_same_tokenizer(run, config.data, tokenizer)
+    if (run / WEIGHTS).exists() and not list_checkpoints(run):
+        raise InputError(
+            f"{run} has weights but no checkpoint to go on from: choose another --out, or give --fresh to delete it "
+            "and start over"
+        )
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
     # a run from before a setting existed has what was then the only way, which is the default
     there = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -162,12 +168,6 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
                 f"{run} holds a run with {name} {there.get(name)}, not {wanted[name]}: "
                 "choose another --out, or give --fresh to delete it and start over"
             )
-    check_same_tokenizer(run, config.data, tokenizer)
-    if (run / WEIGHTS).exists() and not list_checkpoints(run):
-        raise InputError(
-            f"{run} has weights but no checkpoint to go on from: choose another --out, or give --fresh to delete it "
-            "and start over"
-        )
     _check_steps(config, replace(config, steps=there["steps"]).steps)
     config = replace(
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]
