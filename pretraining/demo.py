@@ -20,7 +20,7 @@ from pretraining import evaluate, simple
 from pretraining.config import Steps
 from pretraining.data_folder import TOKENIZER
 from pretraining.metrics import finished_metrics
-from pretraining.open_run import check_deletable, delete_run
+from pretraining.open_run import CONFIG, check_deletable, delete_run
 from utils.files import InputError, printable, read_json, write_atomically
 from utils.hardware import describe
 from utils.locks import alone
@@ -72,6 +72,7 @@ def main(config: Config) -> dict[str, Any] | None:
         if config.fresh:
             check_deletable(config.out)
             check_made_by_a_demo(tokenizer_file, data)
+            check_trained_on(config.out, data)
             with alone(data, "making"):
                 delete_run(config.out)
                 delete_ours(data, OURS)
@@ -142,6 +143,16 @@ def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
             expected = train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=Path(folder) / TOKENIZER))
     if tokenizer_file.exists() and identity(Tokenizer.load(tokenizer_file)) != identity(expected):
         raise InputError(f"{tokenizer_file} was not made by a demo: move it, or choose another --out")
+
+
+def check_trained_on(run: Path, data: Path) -> None:
+    """Check that the run that is there, if any, was trained on data of this name, as a demo's is.
+
+    Raises:
+        InputError: if it is somebody's own.
+    """
+    if (run / CONFIG).exists() and Path(str(read_config(run)["training"].get("data"))).name != data.name:
+        raise InputError(f"{run} was not made by a demo: move it, or choose another --out")
 
 
 def _holds_the_novels(data: Path) -> bool:
