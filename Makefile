@@ -44,7 +44,7 @@ notebook: $(NOTEBOOKS)  ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab
 
 clean:  ## delete the environment and caches; runs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV).lock build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): | $(VENV)/ready
@@ -61,7 +61,8 @@ $(VENV)/ready:
 		echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "error: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "setting up $(VENV): the first time downloads packages, PyTorch above all"
-	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q --upgrade pip
-	@touch $@
+	@mkdir $(VENV).lock 2>/dev/null || { \
+		echo "error: another make is setting up $(VENV): wait for it; if there is none, make clean" >&2; exit 1; }; \
+	trap 'rmdir $(VENV).lock 2>/dev/null' EXIT INT TERM; \
+	echo "setting up $(VENV): the first time downloads packages, PyTorch above all"; \
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q --upgrade pip && touch $@
