@@ -160,8 +160,8 @@ def training_gpu_passage() -> str:
         f"{machine['gpu']}, PyTorch {machine['torch']}. MFU is the share of the "
         f"{gpu['peak_flops_per_second'] / 1e12:.0f} TFLOP/s of the data sheet. The formula for memory, in "
         "[costs.py](../gpt_model/costs.py), is for steps that are not compiled. For those of a smaller model it was "
-        f"right to the megabyte on this GPU ({eager[0][0]} MB measured, {eager[0][1]} by formula); the compiled step of "
-        f"the table took {adamw['memory'] / adamw['memory_formula']:.0%} of it."
+        f"right to the megabyte on this GPU ({eager[0][0]} MB measured, {eager[0][1]} by formula); the compiled step "
+        f"of the table took {adamw['memory'] / adamw['memory_formula']:.0%} of it."
     )
     return f"{gpu_table(gpu)}\n\n{paragraph(text)}"
 
