@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt_model import GPT, TextGenerator
-from gpt_model.run_directory import load_tokenizer, read_config
+from gpt_model.run_directory import identity, load_tokenizer, read_config
 from pretraining import evaluate, simple
 from pretraining.config import Steps
-from pretraining.data_folder import TOKENIZER, same_tokenizer
+from pretraining.data_folder import TOKENIZER
 from pretraining.metrics import finished_metrics
 from pretraining.open_run import check_deletable, delete_run
 from utils.files import InputError, printable, read_json, write_atomically
@@ -28,6 +28,7 @@ from utils.outputs import check_output_folder, check_writable, delete_ours
 from utils.ranges import Seed, check_ranges
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.minbpe import Tokenizer
+from working_with_text_data.resumable_folder import OURS
 from working_with_text_data.text_files import find_files
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 PROMPT = '"My dear Emma," said Mr. Darcy,'
 SAMPLE_TOKENS = 48
 RESULTS = "results.json"
-DATA_FILES = (TOKENIZER, "*_*.bin")  # what `prepare` writes
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def main(config: Config) -> dict[str, Any] | None:
             check_made_by_a_demo(tokenizer_file, data)
             with alone(data, "making"):
                 delete_run(config.out)
-                delete_ours(data, DATA_FILES)
+                delete_ours(data, OURS)
                 tokenizer_file.unlink(missing_ok=True)
         results = stored_results(config)
         if results is None:
@@ -131,7 +131,7 @@ def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
     Raises:
         InputError: if something else is there.
     """
-    check_output_folder(data, DATA_FILES, overwrite=True)
+    check_output_folder(data, OURS, overwrite=True)
     if data.exists():
         if not _holds_the_novels(data):
             raise InputError(f"{data} was not made by a demo: move it, or choose another --out")
@@ -140,7 +140,7 @@ def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
         log.info("%s is there: comparing it with the demo's", tokenizer_file)
         with tempfile.TemporaryDirectory() as folder:
             expected = train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=Path(folder) / TOKENIZER))
-    if tokenizer_file.exists() and not same_tokenizer(Tokenizer.load(tokenizer_file), expected):
+    if tokenizer_file.exists() and identity(Tokenizer.load(tokenizer_file)) != identity(expected):
         raise InputError(f"{tokenizer_file} was not made by a demo: move it, or choose another --out")
 
 
