@@ -11,7 +11,6 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,20 +140,20 @@ def _write_shards(config: Config, tokenizer: Tokenizer, folder: ResumableFolder,
     first = {split: position.document for split, position in folder.positions.items()}
     in_work: deque[Part] = deque()  # what the encoder has taken, without its text, in the order it comes back
 
-    def texts() -> Iterator[str]:
-        parts = split_documents(config.text, config.held_out, config.separator)
-        needed = (part for part in parts if part.document >= first[part.split])
-        for part in at_sure_cuts(needed, tokenizer):
-            in_work.append(part._replace(text=""))
-            yield part.text
+    def text_of(part: Part) -> str:
+        in_work.append(part._replace(text=""))
+        return part.text
 
+    parts = split_documents(config.text, config.held_out, config.separator)
+    needed = (part for part in parts if part.document >= first[part.split])
+    texts = map(text_of, at_sure_cuts(needed, tokenizer))
     end_of_text = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype=tokenizer.array_dtype)
     begun = dict.fromkeys(writers, -1)  # the document of each split that has its end-of-text token
     with (
         writers["train"],
         writers["val"],
         tqdm(desc="encoding", total=n_bytes, unit="B", unit_scale=True, leave=False) as progress,
-        closing(encode_stream(tokenizer, texts(), config.workers)) as encoded,
+        closing(encode_stream(tokenizer, texts, config.workers)) as encoded,
     ):
         for tokens in encoded:
             part = in_work.popleft()

@@ -30,10 +30,13 @@ def at_sure_cuts(parts: Iterable[Part], tokenizer: Tokenizer) -> Iterator[Part]:
             n_waiting += len(part.text)
             if n_waiting > max(PART_LENGTH, 2 * n_tried):  # twice, so that the time stays linear without any cut
                 *ready, rest = tokenizer.split_for_workers(_joined(waiting), PART_LENGTH)
-                yield from (part._replace(text=text) for text in ready)
+                while ready:  # each is given away, not kept while it is encoded
+                    yield part._replace(text=ready.pop(0))
                 waiting.append(rest)
                 n_waiting = n_tried = len(rest)
-        yield part._replace(text=_joined(waiting))
+        ready = [*tokenizer.split_for_workers(_joined(waiting), PART_LENGTH)]
+        while ready:
+            yield part._replace(text=ready.pop(0))
 
 
 def _joined(texts: list[str]) -> str:

@@ -89,7 +89,7 @@ class Tokenizer(ABC):
         if min_frequency < 1 or workers < 1:
             raise InputError(f"min_frequency and workers must be at least 1, got {min_frequency} and {workers}")
         texts = [text] if isinstance(text, str) else text
-        counted = tqdm(texts, "counting", disable=not progress, leave=False, unit=" documents")
+        counted = tqdm(texts, "counting", disable=not progress, leave=False, unit=" texts")
         try:
             pieces = self._count_pieces(map(self.normalize, counted), workers)
         except UnicodeEncodeError as error:

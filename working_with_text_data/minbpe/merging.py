@@ -119,7 +119,7 @@ def encode_piece(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, byte
     """Return the token ids of a piece of text: of one token if it is one, or of those that `merge_by_rank` gives.
 
     Args:
-        piece: UTF-8, or any bytes, of any length: the time grows with it, the memory is four bytes per token.
+        piece: UTF-8, or any bytes, of any length: the time grows with it, the memory is two or four bytes per token.
         ranks: the id of each token. It holds all single bytes.
         vocab: the token of each id.
     """
@@ -149,12 +149,14 @@ def _encode_in_blocks(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int,
         pair = [vocab[left], vocab[right]]
         return merge_by_rank(b"".join(pair), ranks) == pair
 
-    ids = array("I")
+    ids = array("H")  # two bytes each, for as long as that is enough
     for start in range(0, len(piece), BLOCK_LENGTH):
         block, n_back = piece[start : start + BLOCK_LENGTH], 1
         while ids and not fit(ids[-1], merged(block)[0]):
             block = b"".join([vocab[id_] for id_ in ids[-n_back:]]) + block
             del ids[-n_back:]
             n_back *= 2
+        if ids.typecode == "H" and max(merged(block)) >= 2**16:
+            ids = array("I", ids)
         ids.extend(merged(block))
     return ids

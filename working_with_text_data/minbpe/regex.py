@@ -7,6 +7,7 @@ The patterns want the third-party `regex` package: the standard library's `re` k
 of any script") and counts U+001C to U+001F as white space, which OpenAI's tokenizers do not.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from working_with_text_data.minbpe.fast.units import GPT2_CUTS, GPT4_CUTS
 from working_with_text_data.minbpe.merging import encode_piece
 from working_with_text_data.minbpe.special_tokens import check_surrogates
 from working_with_text_data.minbpe.splitting import splitter
+from working_with_text_data.minbpe.unicode_classes import compile_pattern
 
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4_PATTERN = (
@@ -31,6 +33,7 @@ CUTS = {GPT2_PATTERN: GPT2_CUTS, TIKTOKEN_GPT2_PATTERN: GPT2_CUTS, GPT4_PATTERN:
 CACHE_SIZE = 200_000  # distinct pieces whose ids are remembered; a novel has about 15,000
 LONGEST_CACHED = 64  # characters of a piece that is remembered
 SPACE = ord(" ")
+HUGE = 2**16  # bytes of a unit whose pieces are encoded one by one
 SHORT = 4096  # characters of a text for which NumPy's overhead does not pay
 
 
@@ -122,11 +125,27 @@ class RegexTokenizer(Tokenizer):
 
     def _encode_new_unit(self, unit: bytes) -> Sequence[int]:
         """Return the ids of a unit that the table lacks. Most units are a single piece."""
-        if not (unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha())):  # such a word is one piece
-            text = unit.decode("utf-8")
-            if len(self._split(text)) > 1:
-                return self._encode_by_pieces(text)
+        if unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha()):  # such a word is one piece
+            return encode_piece(unit, self.ranks, self.vocab)
+        if len(unit) > HUGE:
+            return self._encode_huge_unit(unit)
+        text = unit.decode("utf-8")
+        if len(self._split(text)) > 1:
+            return self._encode_by_pieces(text)
         return encode_piece(unit, self.ranks, self.vocab)
+
+    def _encode_huge_unit(self, unit: bytes) -> Sequence[int]:
+        """Return the same, with one piece in memory at a time, and no more than four bytes per id."""
+        ids = array("H" if self._unit_encoder.dtype == np.uint16 else "I")
+        for match in compile_pattern(self.pattern).finditer(unit.decode("utf-8")):
+            more = encode_piece(match.group().encode("utf-8"), self.ranks, self.vocab)
+            if isinstance(more, array) and more.typecode != ids.typecode:
+                more = array(ids.typecode, more)
+            if isinstance(more, array) and not ids:
+                ids = more  # often it is the only piece
+            else:
+                ids.extend(more)
+        return ids
 
     # -- several processes ---------------------------------------------------------------------------
 

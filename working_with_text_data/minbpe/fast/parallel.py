@@ -62,9 +62,12 @@ Encoded = list[tuple[np.ndarray, bool]]  # their ids
 def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
     job: Job = []
     size = 0
+
+    def split(text: str) -> Iterator[str]:
+        return tokenizer.split_for_workers(tokenizer.normalize(text), JOB_SIZE)
+
     try:
-        for text in texts:
-            parts = tokenizer.split_for_workers(tokenizer.normalize(text), JOB_SIZE)
+        for parts in map(split, texts):  # so that no variable keeps the text while its parts are encoded
             part = next(parts)
             for following in parts:
                 yield [*job, (part, False)]

@@ -80,6 +80,9 @@ class UnitEncoder:
 
     def _encode_chunk(self, text: bytes, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of a chunk, and how many each of its units has."""
+        if len(text) > CHUNK and len(bounds) == 2:  # a huge unit, of which there should be no copy
+            ids = np.asarray(self.encode_new_unit(text), dtype=self.dtype)
+            return ids, np.array([len(ids)])
         if self.units.full:
             self._forget()
         numbers = self.units.number(text, bounds)

@@ -16,6 +16,7 @@ the table) a dictionary decides, and the table learns.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -178,9 +179,16 @@ class Units:
         return len(self.spelling) > MAX_UNITS
 
     def chunks(self, text: bytes, size: int = CHUNK) -> Iterator[tuple[bytes, np.ndarray]]:
-        """Yield parts of `text` of about `size` bytes, each with the bounds of its units."""
+        """Yield parts of `text` of about `size` bytes, each with the bounds of its units; a larger unit comes alone."""
         for part in self.cuts.parts(text, size):
-            yield part, self.cuts.bounds(part)
+            bounds = self.cuts.bounds(part)
+            if len(part) <= size:
+                yield part, bounds
+                continue
+            huge = np.flatnonzero(np.diff(bounds) > size).tolist()
+            ends = sorted({0, len(bounds) - 1, *huge, *(i + 1 for i in huge)})
+            for first, last in pairwise(ends):
+                yield part[bounds[first] : bounds[last]], bounds[first : last + 1] - bounds[first]
 
     def number(self, text: bytes, bounds: np.ndarray) -> np.ndarray:
         """Return the number of each unit of `text`, (n_units,) int64; new units are given the next ones."""
@@ -206,14 +214,14 @@ class Units:
         numbers, spelling = self._numbers, self.spelling
         found = []
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            if end - start > LONGEST:
+                found.append(TOO_LONG)
+                continue
             unit = text[start:end]
             number = numbers.get(unit)
             if number is None:
-                if end - start > LONGEST:
-                    number = TOO_LONG
-                else:
-                    number = numbers[unit] = len(spelling)
-                    spelling.append(unit)
+                number = numbers[unit] = len(spelling)
+                spelling.append(unit)
             found.append(number)
         return np.array(found, dtype=np.int64)
 
