@@ -86,8 +86,13 @@ def _write(out: Path, model: GPT, tokenizer: Tokenizer, training: dict[str, obje
     with write_atomically(out / "model.safetensors") as file:
         file.write(save(model.state_dict()))
     tokenizer.save(out / "bpe.json")
+    content = {
+        "model": dataclasses.asdict(model.config),
+        "training": training,
+        "tokenizer": run_directory.identity(tokenizer),
+    }
     with write_atomically(out / "config.json") as file:  # last: with it, the folder is a run directory
-        file.write(json.dumps({"model": dataclasses.asdict(model.config), "training": training}, indent=1).encode())
+        file.write(json.dumps(content, indent=1).encode())
 
 
 if __name__ == "__main__":

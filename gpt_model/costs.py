@@ -237,7 +237,7 @@ class TrainingMemory:
 def training_memory(
     config: GPTConfig, batch: int, length: int, *, autocast: bool = True, optimizer: str = "adamw"
 ) -> TrainingMemory:
-    """Return the memory of one training step without torch.compile, which needs somewhat less.
+    """Return the memory of one training step without torch.compile, which needs less: see pretraining/README.md.
 
     With a vocabulary much larger than the model is wide, as GPT-2's is, and more tokens than that, the worst moment
     is when all logits have their gradients.

@@ -47,6 +47,7 @@ SHAPE = {  # theirs: ours
     "n_head": "n_heads",
 }
 DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")  # we have one for all three: the first
+THEIRS = {**{ours: theirs for theirs, ours in SHAPE.items()}, "dropout": DROPOUTS[0]}
 FIXED: dict[str, tuple[Any, ...]] = {  # what our model computes, in their words; the first is what we write
     "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"),  # one formula, four names
     "layer_norm_epsilon": (1e-5,),
@@ -155,7 +156,8 @@ def read_config(folder: Path) -> GPTConfig:
     try:
         return GPTConfig(**{ours: values[theirs] for theirs, ours in SHAPE.items()}, dropout=dropout)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        said = re.sub(r"\w+", lambda word: THEIRS.get(word[0], word[0]), str(error))
+        raise InputError(f"{path}: {said}") from error
 
 
 def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> None:

@@ -1,6 +1,6 @@
 """Reading what a trainer wrote: the model and the tokenizer of a run directory.
 
-config.json            {"model": GPTConfig's fields, "training": the trainer's}
+config.json            {"model": GPTConfig's fields, "training": the trainer's, "tokenizer": its identity}
 model.safetensors      the newest weights
 bpe.json               the tokenizer
 snapshots/             earlier weights, step_000100.safetensors, ...
@@ -9,6 +9,8 @@ metrics.jsonl          a line of numbers each few steps
 loss.svg               their curve
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,35 @@ def load_tokenizer(run: Path) -> Tokenizer:
     """Return the tokenizer of a run.
 
     Raises:
-        InputError: if it is missing or damaged.
+        InputError: if it is missing or damaged, or not the one that the run was made with.
     """
     path = run / "bpe.json"
     if not path.is_file():
         raise InputError(f"{run} has no tokenizer, bpe.json")
-    return Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path)
+    if not is_made_with(run, tokenizer):
+        raise InputError(f"{path} is not the tokenizer that the run was made with: put that one back")
+    return tokenizer
+
+
+def is_made_with(run: Path, tokenizer: Tokenizer) -> bool:
+    """Return whether a run was made with a tokenizer; of a run that does not say, True.
+
+    Raises:
+        InputError: if `run` is no run directory.
+    """
+    return read_config(run).get("tokenizer") in (None, identity(tokenizer))
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """Return a checksum of all that decides a tokenizer's ids, in hexadecimal.
+
+    How its file is laid out does not matter. Runs store it: their weights mean nothing with any other tokenizer, even
+    one of the same size.
+    """
+    kind = type(tokenizer).__name__
+    content = [kind, tokenizer.settings(), tokenizer.tokens_as_json(), tokenizer.special_tokens]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def check_tokenizer(model_config: GPTConfig, tokenizer: Tokenizer, where: Path) -> None:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from gpt_model import GPT
 from gpt_model.run_directory import check_weights
 from utils.files import InputError, read_json, sha256, sync_folder, write_atomically
+from utils.memory import is_full
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +106,8 @@ def load_checkpoint(run: Path, model: GPT, restore: Callable[[dict[str, Any]], N
         try:
             restore(state)
         except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+            if is_full(error):  # which says nothing about the checkpoint
+                raise
             log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, error)
             continue
         model.load_state_dict(tensors)

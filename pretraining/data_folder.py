@@ -6,6 +6,7 @@ trained on another tokenizer's gives a loss that looks like one, so it is checke
 
 from pathlib import Path
 
+from gpt_model.run_directory import identity, is_made_with, load_tokenizer
 from utils.files import InputError
 from working_with_text_data.minbpe import Tokenizer
 
@@ -34,21 +35,19 @@ def open_data_tokenizer(folder: Path, largest_id: int) -> Tokenizer:
     return tokenizer
 
 
-def check_same_tokenizer(run: Path, ours: Tokenizer, folder: Path, theirs: Tokenizer) -> None:
-    """Check that a run and a folder of shards have the same tokenizer; equal sizes would not be enough.
+def check_same_tokenizer(run: Path, folder: Path, tokenizer: Tokenizer) -> None:
+    """Check that a run was made with the tokenizer of a folder of shards; equal sizes would not be enough.
+
+    Args:
+        run: the run directory; a process that was killed as it began has left none of its own tokenizer.
+        folder: the shards'.
+        tokenizer: of the folder.
 
     Raises:
-        InputError: if they give the same text different ids, or the same ids different texts.
+        InputError: if the run's gives the same text different ids, or the same ids different texts.
     """
-    if not same_tokenizer(ours, theirs):
+    same = is_made_with(run, tokenizer)
+    if same and (run / TOKENIZER).exists():  # a run may not say what it was made with
+        same = identity(load_tokenizer(run)) == identity(tokenizer)
+    if not same:
         raise InputError(f"{run} and {folder} have different tokenizers: give the --data that the run was trained on")
-
-
-def same_tokenizer(one: Tokenizer, other: Tokenizer) -> bool:
-    """Return whether two tokenizers give every text the same ids; how their files are laid out does not matter."""
-    return (
-        type(one) is type(other)
-        and one.settings() == other.settings()
-        and one.tokens_as_json() == other.tokens_as_json()
-        and one.special_tokens == other.special_tokens
-    )

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_model import GPT, TextGenerator
-from gpt_model.run_directory import load_tokenizer, read_config
+from gpt_model.run_directory import identity, load_tokenizer, read_config
 from pretraining import evaluate, simple
 from pretraining.config import Steps
-from pretraining.data_folder import TOKENIZER, same_tokenizer
+from pretraining.data_folder import TOKENIZER
 from pretraining.metrics import finished_metrics
-from pretraining.open_run import check_deletable, delete_run
+from pretraining.open_run import CONFIG, check_deletable, delete_run
 from utils.files import InputError, printable, read_json, write_atomically
 from utils.hardware import describe
 from utils.locks import alone
@@ -28,6 +28,7 @@ from utils.outputs import check_output_folder, check_writable, delete_ours
 from utils.ranges import Seed, check_ranges
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.minbpe import Tokenizer
+from working_with_text_data.resumable_folder import OURS
 from working_with_text_data.text_files import find_files
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 PROMPT = '"My dear Emma," said Mr. Darcy,'
 SAMPLE_TOKENS = 48
 RESULTS = "results.json"
-DATA_FILES = (TOKENIZER, "*_*.bin")  # what `prepare` writes
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,10 @@ def main(config: Config) -> dict[str, Any] | None:
         if config.fresh:
             check_deletable(config.out)
             check_made_by_a_demo(tokenizer_file, data)
+            check_trained_on(config.out, data)
             with alone(data, "making"):
                 delete_run(config.out)
-                delete_ours(data, DATA_FILES)
+                delete_ours(data, OURS)
                 tokenizer_file.unlink(missing_ok=True)
         results = stored_results(config)
         if results is None:
@@ -131,7 +132,7 @@ def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
     Raises:
         InputError: if something else is there.
     """
-    check_output_folder(data, DATA_FILES, overwrite=True)
+    check_output_folder(data, OURS, overwrite=True)
     if data.exists():
         if not _holds_the_novels(data):
             raise InputError(f"{data} was not made by a demo: move it, or choose another --out")
@@ -140,8 +141,18 @@ def check_made_by_a_demo(tokenizer_file: Path, data: Path) -> None:
         log.info("%s is there: comparing it with the demo's", tokenizer_file)
         with tempfile.TemporaryDirectory() as folder:
             expected = train_tokenizer.main(replace(train_tokenizer.PRESETS["demo"], out=Path(folder) / TOKENIZER))
-    if tokenizer_file.exists() and not same_tokenizer(Tokenizer.load(tokenizer_file), expected):
+    if tokenizer_file.exists() and identity(Tokenizer.load(tokenizer_file)) != identity(expected):
         raise InputError(f"{tokenizer_file} was not made by a demo: move it, or choose another --out")
+
+
+def check_trained_on(run: Path, data: Path) -> None:
+    """Check that the run that is there, if any, was trained on data of this name, as a demo's is.
+
+    Raises:
+        InputError: if it is somebody's own.
+    """
+    if (run / CONFIG).exists() and Path(str(read_config(run)["training"].get("data"))).name != data.name:
+        raise InputError(f"{run} was not made by a demo: move it, or choose another --out")
 
 
 def _holds_the_novels(data: Path) -> bool:

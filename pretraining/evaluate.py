@@ -218,7 +218,7 @@ def main(config: Config) -> Score:
     if not len(tokens):
         raise InputError(f"{config.data} holds no held-out tokens")
     tokenizer = load_tokenizer(config.run)
-    check_same_tokenizer(config.run, tokenizer, config.data, open_data_tokenizer(config.data, int(tokens.max())))
+    check_same_tokenizer(config.run, config.data, open_data_tokenizer(config.data, int(tokens.max())))
     model = GPT.from_run(config.run, config.weights)
     check_tokenizer(model.config, tokenizer, config.run)
     result = score(model.to(device), tokenizer, tokens, progress=True)

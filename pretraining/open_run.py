@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt_model import GPTConfig
-from gpt_model.run_directory import load_tokenizer, read_config
+from gpt_model.run_directory import identity, read_config
 from pretraining.checkpoint import CHECKPOINT_FILES, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
 from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
-from utils.outputs import check_output_folder, check_writable, delete_ours
+from utils.outputs import check_output_folder, delete_ours
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
 
@@ -60,14 +60,13 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
         InputError: for data that cannot be used, a model that this machine cannot hold, or a directory that holds
             something else.
     """
-    check_writable(config.out)
     data = {split: BlockDataset(config.data, split, config.context_length) for split in ("train", "val")}
     tokenizer = open_data_tokenizer(config.data, max(split.largest_id() for split in data.values()))
     model_fields = {field.name for field in dataclasses.fields(GPTConfig)}
     shared = {name: value for name, value in vars(config).items() if name in model_fields}
     model_config = GPTConfig(vocab_size=tokenizer.vocab_size, **shared)
     if config.fresh or not (config.out / CONFIG).exists():
-        config = _begin(config, model_config, data)
+        config = _begin(config, model_config, data, tokenizer)
     else:
         config = _go_on(config, model_config, data, tokenizer)
     if not (config.out / TOKENIZER).exists():
@@ -104,7 +103,7 @@ def delete_run(run: Path) -> None:
     delete_ours(run, RUN_FILES)
 
 
-def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset]) -> Config:
+def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
     """Make a new run directory; with `fresh`, in the place of the one that is there."""
     if config.fresh:
         check_deletable(config.out)
@@ -114,7 +113,8 @@ def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
     check_memory(config, model_config, pick_device(config.device))
     if config.fresh:
         delete_run(config.out)
-    _store(config.out, {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)})
+    content = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
+    _store(config.out, {**content, "tokenizer": identity(tokenizer)})
     return config
 
 
@@ -149,6 +149,12 @@ def _store(run: Path, content: dict[str, Any]) -> None:
 def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
     """Return the settings of the run that is there, if they are what was asked for."""
     run, stored = config.out, read_config(config.out)
+    check_same_tokenizer(run, config.data, tokenizer)
+    if (run / WEIGHTS).exists() and not list_checkpoints(run):
+        raise InputError(
+            f"{run} has weights but no checkpoint to go on from: choose another --out, or give --fresh to delete it "
+            "and start over"
+        )
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
     # a run from before a setting existed has what was then the only way, which is the default
     there = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -162,13 +168,6 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
                 f"{run} holds a run with {name} {there.get(name)}, not {wanted[name]}: "
                 "choose another --out, or give --fresh to delete it and start over"
             )
-    if (run / TOKENIZER).exists():
-        check_same_tokenizer(run, load_tokenizer(run), config.data, tokenizer)
-    if (run / WEIGHTS).exists() and not list_checkpoints(run):
-        raise InputError(
-            f"{run} has weights but no checkpoint to go on from: choose another --out, or give --fresh to delete it "
-            "and start over"
-        )
     _check_steps(config, replace(config, steps=there["steps"]).steps)
     config = replace(
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]

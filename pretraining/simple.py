@@ -30,6 +30,7 @@ from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory, pick_device
 from utils.interrupt import StopRequest, stop_on_signal
 from utils.locks import alone
+from utils.outputs import check_writable
 from working_with_text_data.dataset import BlockDataset
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ def main(config: Config) -> bool:
         InputError: for data, settings or a run directory that cannot be used; if another process is training in it;
             for a loss that is no longer a number; for a checkpoint that cannot be written.
     """
+    check_writable(config.out)
     with alone(config.out, "training in"):
         config, model_config, data = open_run(config)
         keep_freed_memory()

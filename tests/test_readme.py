@@ -10,6 +10,8 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,93 @@ def variants_passage() -> str:
     return table(results("pretraining/results/variants.json"))
 
 
+def paragraph(text: str) -> str:
+    """Break a paragraph into the lines of a page."""
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
+
+
+def gpu_tests_passage() -> str:
+    gpu = results("results/gpu.json")
+    machine = gpu["machine"]
+    return paragraph(
+        "`python -m pytest tests/gpu -n 4` runs the tests that need a GPU, in a few minutes; without one they are "
+        f"skipped. On {machine['date']}, on an {machine['gpu']} with PyTorch {machine['torch']}, {gpu['n_passed']} of "
+        f"{gpu['n_tests']} passed, {gpu['n_failed']} failed, and {gpu['n_not_run']} did not run, since the run was "
+        f"stopped after {gpu['seconds']:.0f} seconds. What the {gpu['n_failed']} found is mended, and tested on a CPU; "
+        "it has not been run on a GPU since ([results/gpu.json](results/gpu.json))."
+    )
+
+
+def attention_gpu_passage() -> str:
+    gpu = results("attention_mechanisms/results/gpu.json")
+    rows = {row["attention"]: row for row in gpu["rows"]}
+    times = {name: f"{row['times_mha']['median']:.2f}" for name, row in rows.items()}
+    mha = rows["MHA"]
+    text = (
+        "**At this length a smaller cache brings no speed on this GPU: GQA, MLA and SWA are slower than MHA**, at "
+        f"{times['GQA, 4 groups']}, {times['MLA absorbed, R = 192']} and {times['SWA, W = 256']} of its speed. MHA "
+        f"itself uses {mha['bytes_share']:.1%} of the speed of memory, and {mha['flops_share']:.2%} of the operations: "
+        "what takes the time must be asking for one small operation after another from Python. GQA, MLA and SWA ask "
+        f"for more of them, and transformers, with sdpa {times['transformers, sdpa']} times as fast as our MHA, for "
+        "fewer."
+    )
+    return f"{attention_figures.decode_table(gpu)}\n\n{paragraph(text)}"
+
+
+def model_gpu_passage() -> str:
+    gpu = results("gpt_model/results/gpu.json")
+    rows = {row["way"]: row for row in gpu["rows"]}
+    speeds = {way: row["tokens_per_second"]["median"] for way, row in rows.items()}
+    compiled = rows["FastDecoder, compiled"]
+    text = (
+        f"Compiled and recorded, the step is {compiled['times_transformers']['median']:.1f} times as fast as "
+        f"transformers, and still at {compiled['ceiling_share']:.0%} of the memory ceiling: GPT-2 small is too small "
+        "to keep this GPU busy one token at a time. int8, whose step makes bfloat16 weights of its "
+        "integers, has "
+        f"{speeds['FastDecoder, int8, compiled'] / speeds['FastDecoder, compiled']:.2f} of that speed. "
+        "Not compiled, FastDecoder is slower than the model itself, at "
+        f"{speeds['FastDecoder'] / speeds['GPT']:.2f} of its speed. In bfloat16 the compiled step wrote "
+        f"{compiled['same_tokens_as_transformers']:.0%} of the tokens that transformers wrote, and all other ways "
+        "wrote the same; the weights are random, so presumably rounding decides between tokens that are about "
+        "equally likely."
+    )
+    return f"{model_figures.writing_table(gpu)}\n\n{model_figures.machine(gpu)}.\n\n{paragraph(text)}"
+
+
+def training_gpu_passage() -> str:
+    from pretraining.benchmark.gpu_step import gpu_table
+
+    gpu, tests = results("pretraining/results/gpu.json"), results("results/gpu.json")
+    machine, adamw = gpu["machine"], gpu["rows"][0]
+    eager = re.findall(r"takes ([\d,]+) MB, the formula says ([\d,]+)", "\n".join(tests["said"]))
+    assert all(measured == formula for measured, formula in eager)
+    text = (
+        f"GPT-2 small, {gpu['batch_size']} rows of {gpu['context_length']:,} tokens, bfloat16, compiled, on one "
+        f"{machine['gpu']}, PyTorch {machine['torch']}. MFU is the share of the "
+        f"{gpu['peak_flops_per_second'] / 1e12:.0f} TFLOP/s of the data sheet. The formula for memory, in "
+        "[costs.py](../gpt_model/costs.py), is for steps that are not compiled. For those of a smaller model it was "
+        f"right to the megabyte on this GPU ({eager[0][0]} MB measured, {eager[0][1]} by formula); the compiled step "
+        f"of the table took {adamw['memory'] / adamw['memory_formula']:.0%} of it."
+    )
+    return f"{gpu_table(gpu)}\n\n{paragraph(text)}"
+
+
+# Each file that quotes measurements, and what it must hold.
+PASSAGES: list[tuple[str, Callable[[], str]]] = [
+    ("README.md", summary_passage),
+    ("README.md", demo_passage),
+    ("README.md", fresh_machine_passage),
+    ("CONTRIBUTING.md", gpu_tests_passage),
+    ("pretraining/README.md", speed_passage),
+    ("pretraining/README.md", training_gpu_passage),
+    ("working_with_text_data/README.md", tokenizer_passage),
+    ("attention_mechanisms/results/README.md", attention_passage),
+    ("attention_mechanisms/results/README.md", attention_gpu_passage),
+    ("attention_mechanisms/README.md", variants_passage),
+    ("gpt_model/results/README.md", model_passage),
+    ("gpt_model/results/README.md", model_gpu_passage),
+]
+
 LESSONS = [path for chapter in CHAPTERS[1:] for path in sorted(chapter.glob("[0-9]*.ipynb"))]
 WORDS_PER_MINUTE = 150
 CODE_LINES_PER_MINUTE = 20
@@ -116,20 +205,8 @@ def test_a_lesson_is_listed_with_the_time_it_takes(lesson: Path) -> None:
     assert int(listed[3]) == math.ceil(seconds / 60)
 
 
-@pytest.mark.parametrize(
-    ("file", "passage"),
-    [
-        ("README.md", summary_passage),
-        ("README.md", demo_passage),
-        ("README.md", fresh_machine_passage),
-        ("pretraining/README.md", speed_passage),
-        ("working_with_text_data/README.md", tokenizer_passage),
-        ("attention_mechanisms/results/README.md", attention_passage),
-        ("attention_mechanisms/README.md", variants_passage),
-        ("gpt_model/results/README.md", model_passage),
-    ],
-)
-def test_numbers_are_those_measured(file: str, passage: Any) -> None:
+@pytest.mark.parametrize(("file", "passage"), PASSAGES)
+def test_numbers_are_those_measured(file: str, passage: Callable[[], str]) -> None:
     assert passage() in (ROOT / file).read_text(encoding="utf-8"), f"should hold:\n{passage()}"
 
 
@@ -285,8 +362,5 @@ def goes_on_in_plain_pip_lines(clone: Path) -> None:
 
 
 if __name__ == "__main__":
-    for passage in (
-        summary_passage, demo_passage, fresh_machine_passage, speed_passage, tokenizer_passage, attention_passage,
-        variants_passage, model_passage,
-    ):  # fmt: skip
+    for _, passage in PASSAGES:
         print(passage(), end="\n\n")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from utils.files import InputError, printable
+from utils.memory import is_full
 
 Config = TypeVar("Config")
 
@@ -41,7 +42,9 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
     except BrokenPipeError:
         # Nobody reads any more. Without this, Python would try to write again as it ends, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError, MemoryError) as error:
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_full(error):
+            raise
         logging.getLogger(__name__).debug("traceback, since LOG_LEVEL is DEBUG", exc_info=True)
         sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:
@@ -77,7 +80,7 @@ def show(text: str) -> None:
 
 def describe(error: BaseException) -> str:
     """Return an error as one line that commands no terminal, whatever names and texts are quoted in it."""
-    if isinstance(error, MemoryError):
+    if is_full(error):
         return "there is not enough memory for this"
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""

@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import importlib.metadata
 import logging
 import os
 import platform
@@ -90,7 +89,7 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
+        "torch": str(torch.__version__),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }

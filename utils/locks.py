@@ -25,7 +25,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
     Raises:
         InputError: if another process is in such a block, or something else has the name of the hidden file.
     """
-    target = target.absolute()
+    target = target.resolve()  # by whatever links it is named
     made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -39,8 +39,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(target: Path, doing: str) -> Iterator[None]:
-    key = target.parent.resolve() / target.name
-    if os.name == "nt" or key in _held:  # Windows has no such locks
+    if os.name == "nt" or target in _held:  # Windows has no such locks
         yield
         return
     path = target.with_name(f".{target.name}.lock")
@@ -51,11 +50,11 @@ def _locked(target: Path, doing: str) -> Iterator[None]:
             raise InputError(
                 f"another process is {doing} {target}: wait until it has finished, or choose another --out"
             )
-        _held.add(key)
+        _held.add(target)
         try:
             yield
         finally:
-            _held.discard(key)
+            _held.discard(target)
             path.unlink(missing_ok=True)
 
 

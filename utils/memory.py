@@ -1,9 +1,13 @@
-"""How much memory this process has held at most, and how much more it can get. Nothing here needs PyTorch."""
+"""How much memory this process has held at most, how much more it can get, and whether an error says that it is full.
+
+Nothing here needs PyTorch.
+"""
 
 import ctypes
 import gc
 import math
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -51,6 +55,13 @@ def available_memory() -> float:
         return math.inf
     machine = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     return min(machine, _left_in_container())
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an error says that memory is full: Python's own, or PyTorch's on a CPU or a GPU."""
+    if isinstance(error, RuntimeError):
+        return bool(re.search("out of memory|(can't allocate|not enough) memory", str(error)))
+    return isinstance(error, MemoryError)
 
 
 def _left_in_container() -> float:

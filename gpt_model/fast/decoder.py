@@ -188,7 +188,9 @@ class FastDecoder:
         """Return the logits (B, V) after one token more."""
         length = cache.lengths[0]
         position_1 = torch.tensor([length], device=self.device)
-        logits_BV = self._step(ids_B1.clone(), position_1, length + 1, cache.layers)
+        # A token cut out of a longer row keeps that row's stride, and another stride would be compiled anew.
+        ids_B1 = ids_B1.clone(memory_format=torch.contiguous_format)
+        logits_BV = self._step(ids_B1, position_1, length + 1, cache.layers)
         logits_BV = logits_BV.clone() if self._recorded else logits_BV  # the next replay overwrites it
         for layer in cache.layers:
             layer.count(1)

@@ -1,6 +1,7 @@
 """Measure what this chapter claims, and store it in `results/` with hardware, versions and commit.
 
     python -m pretraining.benchmark                  # all of it: about half an hour on two idle cores
+    python -m pretraining.benchmark --part gpu       # GPT-2 small's training step on a GPU: a minute
 
 Each measurement is a process of its own, on an otherwise idle machine. The notebook and the README draw
 and quote the stored results; a test compares the numbers.
@@ -14,18 +15,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from gpt_model import GPT
 from gpt_model.run_directory import load_tokenizer
 from pretraining import demo, simple
+from pretraining.benchmark.gpu_step import measure_gpu_steps
 from pretraining.benchmark.speed import measure_speed
 from pretraining.config import Config as TrainingConfig
 from pretraining.evaluate import read_split, score
 from pretraining.metrics import read_metrics
-from utils.hardware import describe
+from utils.files import InputError
+from utils.hardware import describe, pick_device
 from utils.measuring import check_folders, measure_parts
 
 log = logging.getLogger(__name__)
@@ -45,11 +51,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """Measure the demo: its result for three seeds, what makes it fast, and what Muon brings."""
+    """Measure the demo: its result for three seeds, what makes it fast, and what Muon brings; and a step on a GPU."""
 
-    part: Literal["all", "demo", "speed", "optimizers"] = "all"
+    part: Literal["all", "demo", "speed", "optimizers", "gpu"] = "all"
     """demo: three whole runs of `make demo`. speed: tokens per second with one thing changed at a time.
-    optimizers: bits per byte after equally many steps."""
+    optimizers: bits per byte after equally many steps. gpu: a training step of GPT-2 small, on a GPU; left out of
+    all where there is none."""
     results: Path = RESULTS
     """Where the measurements are stored."""
 
@@ -58,16 +65,20 @@ def main(config: Config) -> None:
     """Measure the parts asked for, and store them.
 
     Raises:
-        InputError: if results cannot be stored.
+        InputError: if results cannot be stored, or the part on GPUs is asked for where there is none.
     """
+    if config.part == "gpu" and not torch.cuda.is_available():
+        raise InputError("--part gpu needs a GPU that CUDA can use, and there is none here")
     check_folders(config.results, config.results)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parts = {
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
             "demo": functools.partial(measure_demo, folder),
             "speed": lambda: measure_speed(_prepared(folder / "speed").data),
             "optimizers": functools.partial(measure_optimizers, folder / "optimizers"),
         }
+        if torch.cuda.is_available():
+            parts["gpu"] = lambda: measure_gpu_steps(pick_device("cuda"))
         wanted = {part: measure for part, measure in parts.items() if config.part in (part, "all")}
         measure_parts(wanted, config.results, {"machine": describe()})
 

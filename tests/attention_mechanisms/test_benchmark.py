@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from attention_mechanisms import MultiHeadAttention, SlidingWindowAttention, attend
@@ -240,6 +241,28 @@ def counted_flops(work: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts the operations that PyTorch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_what_is_slower_on_a_gpu_asks_for_more_operations() -> None:
+    """Which is why: at 1,024 tokens a GPU waits for Python (results/README.md)."""
+    asked, x_B1C = {}, torch.randn(decode.BATCH, 1, decode.D_MODEL)
+    for name, decoder in decode._decoders(decode._layers(1, torch.float32, CPU), context=300, notes=[]).items():
+        with OperationCounter() as counter:
+            decoder(x_B1C)
+        asked[name] = counter.count
+    assert asked["transformers, sdpa"] < asked["MHA"]
+    assert asked["MHA"] < min(asked[name] for name in ("GQA, 4 groups", "MLA absorbed, R = 192", "SWA, W = 256"))
 
 
 def test_decoding_flops_are_those_that_torch_counts() -> None:

@@ -86,6 +86,22 @@ def test_a_recording_serves_caches_of_nearly_the_same_length() -> None:
     assert [decoder.new_cache(1, length).max_length for length in (20, 255, 256, 1024)] == [256, 256, 256, 1024]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_token_that_was_chosen_and_one_of_a_longer_text_are_the_same_program(recorded: bool) -> None:
+    """The second has the stride of its text, and was compiled anew: a GPU was the first to tell."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    decoder = FastDecoder(make("mha", n_layers=1), "float32")
+    decoder._recorded = recorded
+    decoder._step = torch.compile(decoder._one_token, backend="eager", dynamic=not recorded)
+    ids_BT = torch.randint(500, (1, 12))
+    for tokens in (ids_BT.split(1, dim=1), [ids_BT[:, i : i + 1].clone().view(1, 1) for i in range(12)]):
+        cache = decoder.new_cache(1, 12)
+        for ids_B1 in tokens:
+            decoder(ids_B1, cache=cache)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "precision"), [("mha", "int8"), ("mla-rope", "float32"), ("swa-sinks", "bfloat16")])
 def test_compiled_once_for_every_length(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:

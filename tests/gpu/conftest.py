@@ -1,6 +1,6 @@
 """What holds for all tests of this folder: they need a GPU that CUDA can use, and are skipped without one.
 
-    python -m pytest tests/gpu
+    python -m pytest tests/gpu -n 4
 
 They need neither tyro nor a network, and take some minutes, most of them for compiling.
 """

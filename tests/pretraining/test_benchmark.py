@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt_model import GPTConfig
+from gpt_model.costs import mfu, training_memory
 from pretraining import simple
 from pretraining.benchmark import __main__ as benchmark
-from pretraining.benchmark import speed
+from pretraining.benchmark import gpu_step, speed
 from tests.tiny_run import tiny
+from utils.files import InputError
 
 RESULTS = Path(__file__).parent.parent.parent / "pretraining" / "results"
 
@@ -55,3 +59,40 @@ def test_only_the_part_asked_for_is_measured(tmp_path: Path, monkeypatch: pytest
     benchmark.main(replace(benchmark.Config(), part="demo", results=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["demo.json"]
     assert json.loads((tmp_path / "demo.json").read_bytes())["machine"]["torch"]
+
+
+def test_a_step_as_on_a_gpu_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the GPU itself: tiny, and where PyTorch counts no memory of a GPU."""
+    monkeypatch.setattr(gpu_step, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(gpu_step, "TIMED_STEPS", 2)
+    monkeypatch.setattr(gpu_step, "TRAINING_TOKENS", 5000)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 10**9)
+    data = gpu_step.write_random_tokens(tmp_path, vocab_size=512)
+    model_config = GPTConfig(vocab_size=512, context_length=32, d_model=32, n_layers=2, n_heads=2)
+    row = gpu_step.measure_step(tiny(data, tmp_path / "run", optimizer="muon"), model_config, peak=1e12)
+    stored = json.loads((RESULTS / "gpu.json").read_bytes())
+    assert row.keys() == stored["rows"][0].keys()
+    speed = row["tokens_per_second"]
+    assert speed["worst"] <= speed["median"] <= speed["best"]
+    assert 0 < row["mfu"] < 1
+    assert 5 < row["losses"][0] < 8, "about the logarithm of 512"
+    assert gpu_step.gpu_table({"rows": [row]}).splitlines()[2].startswith("| muon | ")
+
+
+def test_the_stored_step_on_a_gpu_is_of_the_model_and_formulas_as_they_are() -> None:
+    stored = json.loads((RESULTS / "gpu.json").read_bytes())
+    config = GPTConfig.preset(stored["model"], vocab_multiple=gpu_step.VOCAB_MULTIPLE)
+    assert [row["optimizer"] for row in stored["rows"]] == list(gpu_step.PEAK_RATES)
+    for row in stored["rows"]:
+        speed = row["tokens_per_second"]["median"]
+        assert row["mfu"] == pytest.approx(mfu(config, speed, stored["peak_flops_per_second"]))
+        formula = training_memory(config, stored["batch_size"], stored["context_length"], optimizer=row["optimizer"])
+        assert row["memory_formula"] == formula.total > row["memory"], "which is without torch.compile"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_its_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--part gpu needs a GPU"):
+        benchmark.main(benchmark.Config(part="gpu", results=tmp_path / "results"))
+    assert not list(tmp_path.iterdir())

@@ -99,6 +99,20 @@ def test_a_foreign_state_is_damage_though_its_checksum_is_right(
     assert "\x1b" not in caplog.text
 
 
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(
+    where: str, run: Path, model: GPT, caplog: pytest.LogCaptureFixture
+) -> None:
+    def restore(state: dict[str, Any]) -> None:
+        if where == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        torch.empty(2**55)
+
+    with pytest.raises(RuntimeError, match="memory"):
+        load_checkpoint(run, model, restore)
+    assert not caplog.messages
+
+
 def test_files_are_readable_as_the_umask_says(run: Path, model: GPT) -> None:
     before = os.umask(0o022)
     save_checkpoint(run, 4, model, {})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_model import convert
 from pretraining import demo, simple, variants
 from pretraining.config import Config
 from pretraining.metrics import read_metrics
@@ -131,6 +132,16 @@ class TestFreshDemo:
         self.refused(run, r"my-tokenizer\.json was not made by a demo")
         shutil.copytree(data, run.parent / "my-data")
         self.refused(run, r"my-tokenizer\.json was not made by a demo")
+
+    @pytest.mark.parametrize("converted", [False, True])
+    def test_a_run_of_the_users_own(self, converted: bool, run: Path, tmp_path: Path) -> None:
+        if converted:
+            convert.main(convert.Config(run=run, latent_dim=8, out=tmp_path / "converted"))
+            run = tmp_path / "converted"
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=f"{run} was not made by a demo: move it, or choose another --out"):
+            demo.main(demo.Config(out=run, fresh=True))
+        assert contents(tmp_path) == before
 
     def test_its_own_go_and_come_again(
         self, demo_presets: Config, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

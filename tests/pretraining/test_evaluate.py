@@ -1,6 +1,7 @@
 """Bits per byte: every byte once, whatever the windows, and against an obvious twin."""
 
 import gzip
+import json
 import logging
 import math
 import shutil
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_model import GPT, GPTConfig
+from gpt_model import GPT, GPTConfig, convert, generate
 from pretraining import evaluate
 from pretraining.evaluate import NOT_SCORED, batches, compression, read_split, score, windows
 from tests.tiny_run import other_tokenizer
@@ -177,12 +178,34 @@ class TestBelonging:
         write_shard(shards / "val_000000.bin", np.arange(vocab_size, dtype=np.uint16))
         self.refused(run, shards, f"{run} and {shards} have different tokenizers")
 
-    def test_an_exchanged_tokenizer(self, run: Path, shards: Path) -> None:
+    def test_an_exchanged_tokenizer(self, run: Path, shards: Path, tmp_path: Path) -> None:
+        for vocab_size in (512, 600):
+            other_tokenizer(run / "bpe.json", vocab_size)
+            self.refused(run, shards, "bpe.json is not the tokenizer that the run was made with: put that one back")
+            with pytest.raises(InputError, match="is not the tokenizer that the run was made with"):
+                generate.main(generate.Config(run=run, device="cpu"))
+            with pytest.raises(InputError, match="is not the tokenizer that the run was made with"):
+                convert.main(convert.Config(run=run, latent_dim=8, out=tmp_path / "converted"))
+            assert not (tmp_path / "converted").exists()
+
+    def test_an_exchanged_tokenizer_of_a_run_that_does_not_say_which_it_had(self, run: Path, shards: Path) -> None:
+        config = json.loads((run / "config.json").read_bytes())
+        del config["tokenizer"]
+        (run / "config.json").write_text(json.dumps(config))
+        evaluate.main(evaluate.Config(run=run, data=shards, device="cpu"))
         other_tokenizer(run / "bpe.json")
         self.refused(run, shards, "have different tokenizers")
         other_tokenizer(run / "bpe.json", 600)
         other_tokenizer(shards / "bpe.json", 600)
         self.refused(run, shards, "the model has 512 token embeddings but the tokenizer .* has 600 tokens")
+
+    def test_an_exchanged_tokenizer_of_a_converted_model(self, run: Path, tmp_path: Path) -> None:
+        config = generate.Config(run=tmp_path / "converted", max_new_tokens=1, device="cpu")
+        convert.main(convert.Config(run=run, latent_dim=8, out=config.run))
+        generate.main(config)
+        other_tokenizer(config.run / "bpe.json")
+        with pytest.raises(InputError, match="is not the tokenizer that the run was made with"):
+            generate.main(config)
 
     def test_tokens_that_the_tokenizer_beside_them_lacks(self, run: Path, shards: Path) -> None:
         write_shard(shards / "val_000000.bin", np.arange(600, dtype=np.uint16))

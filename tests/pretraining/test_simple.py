@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt_model import GPT
+from gpt_model import GPT, convert
 from gpt_model.costs import training_memory
 from pretraining import simple
 from pretraining.least_memory import least_memory
@@ -263,6 +263,11 @@ class TestRunDirectories:
         other_tokenizer(file)
         with pytest.raises(InputError, match="have different tokenizers"):
             simple.main(tiny(tmp_path / "data", finished_run, snapshot_every=6))
+        run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+        (run / "bpe.json").unlink()
+        with pytest.raises(InputError, match="have different tokenizers"):
+            simple.main(tiny(tmp_path / "data", run, snapshot_every=6))
+        assert not (run / "bpe.json").exists()
 
     def test_weights_without_a_checkpoint_are_kept(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -273,6 +278,17 @@ class TestRunDirectories:
             simple.main(tiny(data, run, snapshot_every=6))
         assert sha256(run / "model.safetensors") == before
         assert simple.main(tiny(data, run, fresh=True, steps=1))
+
+    def test_a_converted_model_is_kept(self, data: Path, finished_run: Path, tmp_path: Path) -> None:
+        convert.main(convert.Config(run=finished_run, latent_dim=8, out=tmp_path / "run"))
+        before = sha256(tmp_path / "run" / "model.safetensors")
+        with pytest.raises(InputError, match="has weights but no checkpoint to go on from"):
+            simple.main(tiny(data, tmp_path / "run", attention="mla", latent_dim=8))
+        assert sha256(tmp_path / "run" / "model.safetensors") == before
+
+    def test_the_root_of_the_disk_is_no_run(self, data: Path) -> None:
+        with pytest.raises(InputError, match="--out must name a file or a folder, got '/'"):
+            simple.main(tiny(data, Path("/")))
 
     def test_what_a_power_cut_leaves(
         self, data: Path, finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -41,6 +41,14 @@ class Config:
 def main(config: Config) -> None:
     if config.fail == "memory":
         raise MemoryError
+    if config.fail == "GPU":
+        raise RuntimeError("CUDA out of memory. Tried to allocate 9 GiB.")
+    if config.fail == "code":
+        raise RuntimeError("a mistake of ours")
+    if config.fail == "mistake":
+        raise RuntimeError("ours")
+    if config.fail == "tensor":
+        torch.empty(2**60)
     if config.fail == "file":
         open("no\\x1b[2Jsuch\\nfile")
     if config.fail not in ("", "never"):
@@ -118,9 +126,17 @@ def test_help_in_the_narrowest_terminal_comes_to_an_end(folder: Path) -> None:
         ("--times 0", "error: times must be at least 1 and at most 1,000,000,000, got 0"),
         ("--fail it", r"error: bad\x1b[2J it"),
         ("--fail memory", "error: there is not enough memory for this"),
+        ("--fail GPU", "error: there is not enough memory for this"),
         ("--fail file", r"error: no\x1b[2Jsuch\nfile: No such file or directory"),
     ],
 )
 def test_a_mistake_is_one_line_that_commands_no_terminal(folder: Path, arguments: str, line: str) -> None:
     result = shell(folder, f"$SCRIPT {arguments}")
     assert (result.returncode, result.stdout, result.stderr.decode()) == (1, b"", line + "\n")
+
+
+def test_a_mistake_of_ours_shows_where_it_is(folder: Path) -> None:
+    result = shell(folder, "$SCRIPT --fail code")
+    assert result.returncode == 1
+    assert b"Traceback" in result.stderr
+    assert b"RuntimeError: a mistake of ours" in result.stderr

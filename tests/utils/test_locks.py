@@ -26,7 +26,9 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        for name in (run, run.parent / ".." / "runs" / "a"):
+        run.mkdir()
+        (tmp_path / "link").symlink_to(run)
+        for name in (run, run.parent / ".." / "runs" / "a", tmp_path / "link"):
             with (
                 pytest.raises(InputError, match=r"another process is training in .*a: wait"),
                 alone(name, "training in"),
@@ -38,7 +40,7 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
     assert (run.parent / ".a.lock").exists()
     with alone(run, "training in"), alone(run, "training in"):  # within one process a script may call another
         assert (run.parent / ".a.lock").exists()
-    assert not list(run.parent.iterdir())
+    assert list(run.parent.iterdir()) == [run]
 
 
 def test_what_only_has_the_name_of_a_lock_stays_as_it_is(tmp_path: Path) -> None:
