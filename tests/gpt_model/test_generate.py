@@ -184,6 +184,6 @@ def test_another_runs_tokenizer(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     RegexTokenizer().save(run / "bpe.json")
-    with pytest.raises(InputError, match="they do not belong together"):
+    with pytest.raises(InputError, match="is not the tokenizer that the run was made with"):
         generate.main(generate.Config(run=run))
     assert load_tokenizer(finished_run).vocab_size == 512
