@@ -67,7 +67,7 @@ class BlockDataset(Dataset):
 
     Neighbouring blocks of a shard share one token, so that each token but a shard's first is a target
     once; fewer than T at the end of a shard are left out. Where a document ends inside a block, the
-    end-of-text token is the target of its last token, as it should be: so a model learns to stop.
+    end-of-text token is the target of its last token, as it should be: this is how a model learns to stop.
 
     Args:
         folder: what `prepare` wrote, or any folder of `{split}_*.bin` shards.
@@ -143,7 +143,7 @@ def document_ids(ids: Tensor, end_of_text: int) -> Tensor:
 
 
 def document_positions(ids: Tensor, end_of_text: int) -> Tensor:
-    """Return the place of each token in its document, for a model that is to see each document as if it stood alone.
+    """Return the place of each token in its document, for a model that is to read each document by itself.
 
         ids, with 0 for end of text    7 7 0 8 0 9 9
         document positions             0 1 0 1 0 1 2

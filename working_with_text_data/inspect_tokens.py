@@ -1,4 +1,4 @@
-"""Show a text as its tokens: each on a ground of its own colour, in the terminal and as an HTML page.
+"""Show a text as its tokens, each on a background of its own colour, in the terminal and as an HTML page.
 
 python -m working_with_text_data.inspect_tokens --text "Hello world"
 python -m working_with_text_data.inspect_tokens --tokenizer gpt4 --file my_book.txt --html tokens.html
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 VISIBLE = {"\n": "↵\n", "\r": "␍", "\t": "⇥"}
 SEPARATOR = "¦"  # of tokens, where there are no colours; unlike | it is rare in text and in special tokens
 
-# Pale grounds under black letters; a terminal's 256 colours are the same on every terminal, its first 16 are not
-GROUNDS = [153, 223, 157, 218, 189]
+# Pale, under black letters. Of a terminal's 256 colours only the first 16 differ from terminal to terminal.
+BACKGROUNDS = [153, 223, 157, 218, 189]
 PLAIN = "\x1b[38;5;16;48;5;{}m"
 SPECIAL = "\x1b[1;38;5;231;48;5;124m"  # bold and white on red
 RESET = "\x1b[0m"
@@ -59,11 +59,11 @@ body {{ margin: 2rem auto; max-width: 60rem; padding: 0 1rem; background: var(--
 
 @dataclass(frozen=True)
 class Config:
-    """Show a text as its tokens, each on a ground of its own colour, and count them.
+    """Show a text as its tokens, each on a background of its own colour, and count them.
 
     A line break is shown as ↵ before it, a tab as ⇥. Bytes that are only part of a character are shown as
-    numbers, such as <E2><80>; so are characters that cannot be seen alone, such as <U+200B>. Where the output is no
-    terminal, or the variable NO_COLOR is set, a ¦ stands between tokens instead of colours.
+    numbers, such as <E2><80>; so are characters that cannot be seen alone, such as <U+200B>. Where the output is not
+    a terminal, or the variable NO_COLOR is set, a ¦ stands between tokens instead of colours.
     """
 
     tokenizer: Literal["gpt2", "gpt4"] | Path = "gpt2"
@@ -165,14 +165,14 @@ def visible(spelling: bytes) -> str:
 
 
 def to_terminal(labels: Iterable[tuple[Token, str]], colors: bool, separator: str) -> str:
-    """Return each token's label on its ground, or without colours; `separator` in between."""
+    """Return each token's label on its background, or without colours; `separator` in between."""
     if not colors:
         return separator.join(label for _, label in labels)
     painted = []
     for i, (token, label) in enumerate(labels):
-        ground = SPECIAL if token.special else PLAIN.format(GROUNDS[i % len(GROUNDS)])
-        # a ground still on at a line break would reach to the right margin
-        painted.append("\n".join(ground + line + RESET if line else "" for line in label.split("\n")))
+        background = SPECIAL if token.special else PLAIN.format(BACKGROUNDS[i % len(BACKGROUNDS)])
+        # a background still on at a line break would reach to the right margin
+        painted.append("\n".join(background + line + RESET if line else "" for line in label.split("\n")))
     return separator.join(painted)
 
 
@@ -186,7 +186,7 @@ def to_html(tokens: list[Token], tokenizer: str) -> str:
     """Return a page that needs no other file."""
     spans = []
     for i, token in enumerate(tokens):
-        kind = "special" if token.special else f"t{i % len(GROUNDS)}"
+        kind = "special" if token.special else f"t{i % len(BACKGROUNDS)}"
         title = f"{token.id}: {token.spelling.hex(' ')}"
         spans.append(f'<span class="{kind}" title="{title}">{html.escape(visible(token.spelling))}</span>')
     return PAGE.format(tokenizer=html.escape(tokenizer), numbers=count(tokens), tokens="".join(spans))

@@ -55,8 +55,8 @@ class Config:
     complete, it is made beside it under a hidden name."""
     overwrite: bool = False
     """Replace an existing folder of shards, once the new one is complete. One that holds anything else is
-    never replaced. If unfinished work was begun with other
-    settings or another text, start over instead of refusing."""
+    never replaced. If unfinished work was begun with other settings or another text, start over instead
+    of refusing."""
     held_out: Share = HELD_OUT
     """Share of the text that goes to the validation shards: the end of each plain text file; of the
     documents in JSON lines, parquet files and text with separators, whole ones, evenly spread."""
@@ -121,7 +121,7 @@ def load_tokenizer(name_or_path: str | Path) -> Tokenizer:
 
 
 def what_decides(config: Config, files: list[Path]) -> dict[str, Any]:
-    """Return all that the result depends on, by the name a user knows it under; of the text, what costs no reading."""
+    """Return all that the result depends on, by the name a user knows it under. The text itself is not read for it."""
     described = []
     for file in files:
         stat = file.stat()

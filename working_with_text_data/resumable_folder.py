@@ -51,7 +51,7 @@ class ShardWriter:
         split: what their names begin with.
         shard_tokens: the tokens of each but the last.
         position: where to go on; it is moved on after each shard.
-        on_shard: called after that.
+        on_shard: called after each shard, when the position has moved on.
     """
 
     def __init__(

@@ -135,7 +135,11 @@ def place_of_cut(blocks: Iterable[str], length: int, share: float) -> int:
 
 
 def check_share(share: float) -> None:
-    """Raise InputError if a share is not at least 0 and below 1."""
+    """Check that a share is at least 0 and below 1.
+
+    Raises:
+        InputError: if it is not.
+    """
     if not 0 <= share < 1:
         raise InputError(f"the share held out must be at least 0 and below 1, got {share}")
 
@@ -256,7 +260,7 @@ def _measure(file: Path) -> tuple[int, int]:
 
 
 def _read_separated(file: Path, separator: str) -> Stretches:
-    """Read the documents of a plain text file that are divided by a separator, without the line ends around it."""
+    """Yield the documents of a plain text file that are divided by a separator, without the line ends around it."""
     rest, position, begins, n_ended = "", 0, True, 0
     for block, position in _blocks(file):
         *ended, rest = (rest + block).split(separator)

@@ -57,7 +57,7 @@ class Config:
     overwrite: bool = False
     """Replace an existing tokenizer. Any other file is never replaced."""
     held_out: Share = HELD_OUT
-    """Share of the text that is not looked at, so that it can test a model later: the end of each plain
+    """Share of the text that is left unread, so that it can test a model later: the end of each plain
     text file; of the documents in JSON lines, parquet files and text with separators, whole ones, evenly
     spread. Give `prepare` the same."""
     workers: Workers = 1

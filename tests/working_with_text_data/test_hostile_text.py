@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.working_with_text_data.test_parity import EVERY_CHARACTER, NAMES, both
-from working_with_text_data.minbpe.regex import SHORT
+from working_with_text_data.minbpe.regex import SHORT_TEXT
 
 TEXTS_A_DRAW = 20
 
@@ -201,7 +201,7 @@ def test_spaces_before_a_word_are_all_but_one_a_piece(name: str, n_spaces: int) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("length", [SHORT - 1, SHORT, SHORT + 1, 2**18 - 1, 2**18, 2**18 + 1])
+@pytest.mark.parametrize("length", [SHORT_TEXT - 1, SHORT_TEXT, SHORT_TEXT + 1, 2**18 - 1, 2**18, 2**18 + 1])
 def test_nothing_changes_where_the_way_of_encoding_does(name: str, length: int) -> None:
     ours, theirs = both(name)
     for sentence in ("It's  12345 o'clock!\n\n", "日本\u3000語、\xa0é 's\r\n"):

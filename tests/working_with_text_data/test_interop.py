@@ -195,7 +195,7 @@ class TestRanks:
 
     def test_a_token_that_is_not_merged_of_two(self) -> None:
         ranks = {bytes([i]): i for i in range(256)} | {b"abc": 256}
-        with pytest.raises(InputError, match=r"the token b'abc' is not merged of two others"):
+        with pytest.raises(InputError, match=r"the token b'abc' is not merged from two others"):
             _ = RankTokenizer(ranks, GPT2_PATTERN, {}).merges
 
     def test_a_byte_without_rank(self) -> None:

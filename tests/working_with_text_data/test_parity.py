@@ -28,7 +28,7 @@ from utils.files import InputError, sha256
 from working_with_text_data.minbpe import GPT2Tokenizer, GPT4Tokenizer, RankTokenizer, gpt2, gpt4
 from working_with_text_data.minbpe.merging import merge_by_rank
 from working_with_text_data.minbpe.ranks import DATA, read_ranks
-from working_with_text_data.minbpe.regex import SHORT
+from working_with_text_data.minbpe.regex import SHORT_TEXT
 from working_with_text_data.minbpe.unicode_classes import UNASSIGNED, compile_pattern
 from working_with_text_data.text_files import CORPUS
 
@@ -139,7 +139,7 @@ def test_character_classes_are_tiktokens(class_: str) -> None:
 
 
 def test_lone_surrogates_raise_and_are_named(pair: Pair) -> None:
-    for length in (0, 10, SHORT + 1, 300_000):
+    for length in (0, 10, SHORT_TEXT + 1, 300_000):
         text = "é " * (length // 2) + "\ud83d" + "\ude00x"  # the two halves of an emoji are no character in Python
         for encode in (pair[0].encode, pair[0].encode_ordinary, pair[0].encode_to_array):
             with pytest.raises(InputError, match=rf"lone surrogate, '\\ud83d', at position {length - length % 2:,}:"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from working_with_text_data import sure_cuts, text_files
 from working_with_text_data.minbpe import BasicTokenizer, GPT2Tokenizer, GPT4Tokenizer, RegexTokenizer, Tokenizer
 from working_with_text_data.minbpe.fast import unit_encoder
-from working_with_text_data.minbpe.regex import SHORT
+from working_with_text_data.minbpe.regex import SHORT_TEXT
 from working_with_text_data.sure_cuts import at_sure_cuts
 from working_with_text_data.text_files import SPLITS, Part, read_documents, split_documents, split_held_out
 
@@ -80,7 +80,7 @@ def test_without_any_cut_the_time_grows_with_the_text_alone(monkeypatch: pytest.
 @settings(deadline=None)
 def test_short_texts_encoded_together_give_the_ids_of_each(texts: list[str], chunk: int, number: int) -> None:
     tokenizer = TOKENIZERS[number]
-    texts = [*texts, "so that they are long enough together " * (SHORT // 30)]
+    texts = [*texts, "so that they are long enough together " * (SHORT_TEXT // 30)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unit_encoder, "CHUNK", chunk)
         arrays = tokenizer.encode_to_arrays(texts)

@@ -202,7 +202,7 @@ def _find(rows: list[Row], **wanted: Any) -> Row:
 
 
 def _check_equal(rows: list[Row], group: tuple[str, ...], key: str, skip: tuple[str, ...] = ()) -> None:
-    """Raise unless all rows of a group agree: what gives other ids is not worth timing."""
+    """Check that all rows of a group agree: what gives other ids is not worth timing."""
     for row in rows:
         first = _find(rows, **{name: row[name] for name in group})
         if row[key] != first[key] and row.get("tokenizer") not in skip:

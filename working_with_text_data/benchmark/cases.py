@@ -223,7 +223,7 @@ def train(name: str, path: str, limit: int, vocab_size: int) -> dict[str, Any]:
 
 
 def count_pieces(path: str, workers: int) -> dict[str, Any]:
-    """Count the pieces of a whole text in so many processes."""
+    """Count the pieces of a whole text in `workers` processes."""
     documents = list(texts(Path(path)))
     tokenizer = RegexTokenizer(GPT2_PATTERN)
     started = time.perf_counter()

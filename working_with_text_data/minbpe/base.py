@@ -138,11 +138,11 @@ class Tokenizer(ABC):
         return [self.encode_to_array(text) for text in texts]
 
     def split_for_workers(self, text: str, size: int) -> Iterator[str]:
-        """Cut a text into parts whose ids, one after another, are those of the whole, for several processes.
+        """Yield parts of a text whose ids, one after another, are those of the whole, for several processes.
 
         Args:
             text: already normalised.
-            size: bytes of a part, about, where it is known where a text may be cut.
+            size: about how many bytes a part has, where it is known where a text may be cut.
         """
         yield text
 
@@ -228,7 +228,7 @@ class Tokenizer(ABC):
         self._vocab_size = max([self._vocab_size, *(id_ + 1 for id_ in added.values())])
 
     def _set_merges(self, merges: dict[Pair, int]) -> None:
-        """Derive the tokens from the pairs they are merged of."""
+        """Derive the tokens from the pairs that they are merged from."""
         vocab = dict(enumerate(BYTES))
         n_bytes = 0
         for (first, second), new_id in merges.items():
@@ -243,7 +243,7 @@ class Tokenizer(ABC):
         self.merges = merges
 
     def _set_ranks(self, ranks: dict[bytes, int]) -> None:
-        """Take on these tokens, special ones aside. Their ids are their ranks."""
+        """Replace all tokens but the special ones by these. Their ids are their ranks."""
         self.ranks = ranks
         self.vocab = {i: token for token, i in ranks.items()}
         self._vocab_size = max(self.vocab) + 1

@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        InputError: if it is no tokenizer file, of a newer version, or its checksum is another.
+        InputError: if it is not a tokenizer file, is of a newer version, or does not have its checksum.
     """
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -66,7 +66,7 @@ def merges_of(content: dict[str, Any]) -> dict[Pair, int]:
     """Return the entry "merges", each pair of ids with the id it makes.
 
     Raises:
-        InputError: if a pair is none, is there twice, or has an id that is not made before it.
+        InputError: if one is not two ids, is there twice, or has an id that is not made before it.
     """
     merges: dict[Pair, int] = {}
     for new_id, pair in enumerate(entry(content, "merges", list), 256):

@@ -11,7 +11,7 @@ SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"  # a
 SPECIAL_TOKENS = {
     "<|endoftext|>": 100257,
     "<|fim_prefix|>": 100258,  # "fill in the middle": the text before the gap,
-    "<|fim_middle|>": 100259,  # what belongs into it,
+    "<|fim_middle|>": 100259,  # what belongs in it,
     "<|fim_suffix|>": 100260,  # and the text after it
     "<|endofprompt|>": 100276,
 }

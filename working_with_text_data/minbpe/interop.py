@@ -58,7 +58,7 @@ def to_tiktoken(tokenizer: RegexTokenizer, name: str = "ours") -> tiktoken.Encod
     """Return a tiktoken encoding with the same ids.
 
     Raises:
-        InputError: if the tokenizer normalises, which tiktoken does not, or tiktoken splits otherwise by its pattern.
+        InputError: if the tokenizer normalises, which tiktoken does not, or tiktoken splits differently by its pattern.
     """
     import tiktoken
 
@@ -74,7 +74,7 @@ def to_tiktoken(tokenizer: RegexTokenizer, name: str = "ours") -> tiktoken.Encod
     except ValueError as error:
         raise InputError(f"tiktoken cannot split by the pattern {brief(tokenizer.pattern)}: {error}") from error
     if encoding.encode_ordinary(SAMPLE) != tokenizer.encode_ordinary(SAMPLE):
-        raise InputError(f"tiktoken splits otherwise than we do by the pattern {brief(tokenizer.pattern)}")
+        raise InputError(f"tiktoken does not split as we do by the pattern {brief(tokenizer.pattern)}")
     return encoding
 
 
@@ -98,7 +98,7 @@ def to_huggingface(tokenizer: RegexTokenizer, folder: str | Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, which `transformers.AutoTokenizer` reads.
 
     Raises:
-        InputError: if a token is not merged of two others, since their format stores merges; or if they would
+        InputError: if a token is not merged from two others, since their format stores merges; or if they would
             read a special token as other text than we do. Nothing is written then.
     """
     letters = byte_letters()

@@ -116,7 +116,7 @@ def _merge_with_heap(piece: bytes, ranks: dict[bytes, int], below: int) -> list[
 
 
 def encode_piece(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
-    """Return the token ids of a piece of text: of one token if it is one, or of those that `merge_by_rank` gives.
+    """Return the token ids of a piece of text: its own id if it is a token, else those that `merge_by_rank` leads to.
 
     Args:
         piece: UTF-8, or any bytes, of any length: the time grows with it, the memory is two or four bytes per token.
@@ -132,7 +132,7 @@ def encode_piece(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, byte
 
 
 def _encode_in_blocks(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
-    """Return the ids of a long piece: merge it block by block, and a seam where two blocks do not fit anew.
+    """Return the ids of a long piece: merge it block by block, and anew across a seam where two blocks do not fit.
 
     If merging x ends with the token t, merging y begins with the token u, and merging t + u leaves these two, then
     merging x + y gives the tokens of x and those of y. For the first merge across the seam, of two tokens p and q,

@@ -1,8 +1,8 @@
 """Tokenizers that come as ranks: a list of tokens in the order they were learned, and nothing else.
 
-So OpenAI publishes its tokenizers. The ids are the ranks, and the 256 bytes are among them in an order of
-their own. Which two tokens each was merged of can be found out: merge its bytes by lower ranks alone, and
-two tokens are left.
+This is how OpenAI publishes its tokenizers. The ids are the ranks, and the 256 bytes are among them in an
+order of their own. Which two tokens each was merged from can be found out: merge its bytes by lower ranks
+alone, and two tokens are left.
 """
 
 import base64
@@ -23,7 +23,7 @@ def read_ranks(path: Path, sha256: str) -> dict[bytes, int]:
     """Return the ranks of a `.tiktoken` file, which holds one token in base 64 and its rank per line.
 
     Raises:
-        InputError: if its SHA-256 is another.
+        InputError: if its SHA-256 is not that one.
     """
     content = path.read_bytes()
     if (found := hashlib.sha256(content).hexdigest()) != sha256:
@@ -67,7 +67,7 @@ class RankTokenizer(RegexTokenizer):
 
     @property
     def merges(self) -> dict[Pair, int]:
-        """The two tokens that each token was merged of, in the order of ranks, found out anew at each call.
+        """The two tokens that each token was merged from, in the order of ranks, found out anew at each call.
 
         Raises:
             InputError: if a token cannot come from merging two others.
@@ -77,7 +77,7 @@ class RankTokenizer(RegexTokenizer):
             if len(token) > 1:
                 halves = merge_by_rank(token, self.ranks, below=rank)
                 if len(halves) != 2:
-                    raise InputError(f"the token {token!r} is not merged of two others, but of {halves}")
+                    raise InputError(f"the token {token!r} is not merged from two others, but from {halves}")
                 found[self.ranks[halves[0]], self.ranks[halves[1]]] = rank
         return found
 

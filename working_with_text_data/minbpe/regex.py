@@ -33,8 +33,8 @@ CUTS = {GPT2_PATTERN: GPT2_CUTS, TIKTOKEN_GPT2_PATTERN: GPT2_CUTS, GPT4_PATTERN:
 CACHE_SIZE = 200_000  # distinct pieces whose ids are remembered; a novel has about 15,000
 LONGEST_CACHED = 64  # characters of a piece that is remembered
 SPACE = ord(" ")
-HUGE = 2**16  # bytes of a unit whose pieces are encoded one by one
-SHORT = 4096  # characters of a text for which NumPy's overhead does not pay
+HUGE_UNIT = 2**16  # bytes of a unit whose pieces are encoded one by one
+SHORT_TEXT = 4096  # characters of a text for which NumPy's overhead does not pay
 
 
 class RegexTokenizer(Tokenizer):
@@ -92,17 +92,17 @@ class RegexTokenizer(Tokenizer):
     # -- the fast way --------------------------------------------------------------------------------
 
     def _encode_text(self, text: str) -> list[int]:
-        if self.pattern in CUTS and len(text) > SHORT:
+        if self.pattern in CUTS and len(text) > SHORT_TEXT:
             return self._encode_by_units(text).tolist()
         return self._encode_by_pieces(text)
 
     def _encode_text_to_array(self, text: str) -> np.ndarray:
-        if self.pattern in CUTS and len(text) > SHORT:
+        if self.pattern in CUTS and len(text) > SHORT_TEXT:
             return self._encode_by_units(text).astype(self.array_dtype, copy=False)
         return super()._encode_text_to_array(text)
 
     def encode_to_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        if self.pattern not in CUTS or sum(map(len, texts)) <= SHORT:
+        if self.pattern not in CUTS or sum(map(len, texts)) <= SHORT_TEXT:
             return super().encode_to_arrays(texts)
         try:
             arrays = [*self._unit_encoder.encode_many(self.normalize(text).encode("utf-8") for text in texts)]
@@ -127,7 +127,7 @@ class RegexTokenizer(Tokenizer):
         """Return the ids of a unit that the table lacks. Most units are a single piece."""
         if unit.isalpha() or (unit[0] == SPACE and unit[1:].isalpha()):  # such a word is one piece
             return encode_piece(unit, self.ranks, self.vocab)
-        if len(unit) > HUGE:
+        if len(unit) > HUGE_UNIT:
             return self._encode_huge_unit(unit)
         text = unit.decode("utf-8")
         if len(self._split(text)) > 1:

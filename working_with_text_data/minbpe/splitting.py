@@ -16,8 +16,8 @@ from working_with_text_data.minbpe.unicode_classes import compile_pattern
 
 Split = Callable[[str], list[str]]
 
-SECONDS = 5.0  # that a split may take, and
-CHARACTERS_PER_SECOND = 20_000  # how many more characters give it another second
+SECONDS = 5.0  # that a split may take
+CHARACTERS_PER_SECOND = 20_000  # so many characters give it another second
 
 
 def covering(pattern: str) -> str:

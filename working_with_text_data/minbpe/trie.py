@@ -1,8 +1,8 @@
 """Longest match: another way to encode with the same vocabulary, to set beside merging by rank.
 
-From the left, always take the longest token that the text goes on with ("maximum munch"). So WordPiece
-encodes, BERT's tokenizer: Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 4.1; Song et al. 2021,
-https://arxiv.org/abs/2012.15524. A *trie* finds that token: a tree of the beginnings of all tokens.
+From the left, always take the longest token that the text goes on with ("maximum munch"). This is how
+WordPiece, BERT's tokenizer, encodes: Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 4.1; Song et al.
+2021, https://arxiv.org/abs/2012.15524. A *trie* finds that token: a tree of the beginnings of all tokens.
 
 What it gets right: a piece that is a token becomes that token; decoding gives the text back; and it needs
 neither merges nor ranks, so it serves a vocabulary made in any way.
@@ -117,20 +117,20 @@ class Comparison:
     pieces: int
     distinct_pieces: int
     tokens_merged: int
-    """Of the whole text, by merging."""
+    """Tokens of the whole text by merging."""
     tokens_longest: int
-    """Of the whole text, by longest match."""
+    """Tokens of the whole text by longest match."""
     differences: tuple[Difference, ...]
     """One for each distinct piece where the two differ, the most frequent first."""
 
     @property
     def differing_pieces(self) -> int:
-        """Of all pieces, those that the two divide in different ways."""
+        """How many of all pieces the two divide in different ways."""
         return sum(difference.count for difference in self.differences)
 
 
 def pieces(tokenizer: Tokenizer, text: str) -> Iterator[bytes]:
-    """Yield what no token reaches beyond: the pieces of a RegexTokenizer's pattern; for others the whole text.
+    """Yield the pieces that no token reaches beyond: those of a RegexTokenizer's pattern; for others the whole text.
 
     Raises:
         InputError: for a lone surrogate, which no UTF-8 text can hold.

@@ -37,7 +37,7 @@ def _limited(found: "regex.Match[str]") -> str:
 
 @functools.cache
 def _newer_than_tiktoken() -> str:
-    """The code points that the installed `regex` assigns and tiktoken does not, as the inside of a set."""
+    """Return the code points that the installed `regex` assigns and tiktoken does not, as the inside of a set."""
     newer = ""
     for line in UNASSIGNED.read_text().splitlines():
         low, high = (int(bound, 16) for bound in line.split())

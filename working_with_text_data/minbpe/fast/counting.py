@@ -12,7 +12,7 @@ from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
 
 Split = Callable[[str], list[str]]
 
-LONGEST_PIECE = 2**20  # bytes; a trainer takes over a hundred times as many, and 50 MB of spaces are one piece
+LONGEST_PIECE = 2**20  # bytes; the trainer needs over a hundred times as much, and 50 MB of spaces are one piece
 
 
 def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, workers: int) -> Counter[bytes]:
@@ -33,8 +33,8 @@ def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, work
             for part in _parts(document, cuts):
                 counter.add(part)
         return counter.result()
-    everybody = multiprocessing.get_context(START_METHOD).Barrier(workers)
-    with worker_pool(workers, _take_counter, split, cuts, everybody) as pool:
+    barrier = multiprocessing.get_context(START_METHOD).Barrier(workers)
+    with worker_pool(workers, _begin_counting, split, cuts, barrier) as pool:
         for _ in map_in_order(pool, _add, _jobs(documents, cuts), ahead=workers + 1):
             pass
         counts: Counter[bytes] = Counter()
@@ -44,12 +44,13 @@ def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, work
 
 
 _counter: "PieceCounter"  # a worker's own
-_everybody: Any
+_barrier: Any  # at which all workers meet
 
 
-def _take_counter(split: Split, cuts: Cuts | None, everybody: Any) -> None:
-    global _counter, _everybody
-    _counter, _everybody = PieceCounter(split, cuts), everybody
+def _begin_counting(split: Split, cuts: Cuts | None, barrier: Any) -> None:
+    global _counter, _barrier
+    _counter = PieceCounter(split, cuts)
+    _barrier = barrier
 
 
 def _parts(document: str, cuts: Cuts | None) -> Iterable[bytes]:
@@ -57,7 +58,7 @@ def _parts(document: str, cuts: Cuts | None) -> Iterable[bytes]:
 
 
 def _jobs(documents: Iterable[str], cuts: Cuts | None) -> Iterator[list[bytes]]:
-    """Documents, or parts of them, in lists of about JOB_SIZE."""
+    """Yield documents, or parts of them, in lists of about JOB_SIZE bytes."""
     job: list[bytes] = []
     size = 0
     for document in documents:
@@ -76,7 +77,7 @@ def _add(job: list[bytes]) -> None:
 
 
 def _result() -> Counter[bytes]:
-    _everybody.wait()  # until each worker has taken one of these calls, so that none takes two
+    _barrier.wait()  # until each worker has taken one of these calls, so that none takes two
     return _counter.result()
 
 

@@ -46,7 +46,7 @@ def encode_stream(tokenizer: Encoder, texts: Iterable[str], workers: int = 1) ->
         if workers == 1:
             done = (_encode_job(job, tokenizer) for job in jobs)
         else:
-            pool = stack.enter_context(worker_pool(workers, _take_tokenizer, tokenizer))
+            pool = stack.enter_context(worker_pool(workers, _begin_encoding, tokenizer))
             done = _encode_together(tokenizer, pool, jobs, workers)
         for ids, is_last in itertools.chain.from_iterable(done):
             unfinished.append(ids)
@@ -99,7 +99,7 @@ def _encode_together(
     With each job come the cache entries that not every worker is known to have; a worker skips those it has.
     """
     gained: list[bytes] = []  # entries of one job each, pickled: this process hands most of them on unread
-    n_dropped = 0  # how many were before those, which all have by now
+    n_dropped = 0  # how many came before those; every worker has them by now
     n_known: dict[int, int] = {}  # by process id: how many it has
 
     def with_entries() -> Iterator[tuple[Job, int, list[bytes]]]:
@@ -123,10 +123,10 @@ _tokenizer: Encoder  # a worker's own
 _n_known = 0
 
 
-def _take_tokenizer(tokenizer: Encoder) -> None:
+def _begin_encoding(tokenizer: Encoder) -> None:
     global _tokenizer
     _tokenizer = tokenizer
-    tokenizer.new_entries()  # those that it has already, all have
+    tokenizer.new_entries()  # every worker begins with those that it has already
 
 
 def _work(task: tuple[Job, int, list[bytes]]) -> tuple[Encoded, int, int, bytes]:

@@ -40,7 +40,7 @@ def map_in_order(
 
 @contextlib.contextmanager
 def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool of processes that have called `initializer(*arguments)`, and end them when the block is left.
+    """Yield a pool of processes that have called `initializer(*arguments)`, and end them when the block is left.
 
     On Linux they are forks of this process, which start at once and share its memory. They run Python and
     NumPy only, so the threads of other libraries, which a fork leaves behind, are no danger to them.

@@ -75,7 +75,7 @@ class PairTable:
         return (-self.counts[pair], self.keys[pair[0]], self.keys[pair[1]], pair)
 
     def most_frequent(self) -> Pair | None:
-        """The pair to merge next, or None if no two tokens stand side by side any more."""
+        """Return the pair to merge next, or None if no two tokens stand side by side any more."""
         while self.heap:
             entry = heapq.heappop(self.heap)
             pair = entry[-1]

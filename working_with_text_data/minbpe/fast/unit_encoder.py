@@ -26,8 +26,8 @@ class UnitEncoder:
 
     Args:
         cuts: of the pattern that `encode_new_unit` splits by.
-        encode_new_unit: ids of any UTF-8 text, the slow way.
-        largest_id: that `encode_new_unit` can give.
+        encode_new_unit: returns the ids of any UTF-8 text, the slow way.
+        largest_id: the largest id that `encode_new_unit` can return.
     """
 
     def __init__(self, cuts: Cuts, encode_new_unit: Callable[[bytes], Sequence[int]], largest_id: int) -> None:

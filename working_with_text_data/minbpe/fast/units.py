@@ -1,12 +1,12 @@
 """Cut text into units that can be split and encoded on their own, and number them, with NumPy.
 
-Most of a text is the same few words again and again. To find out which word stands where takes Python
-longer than anything else, so it is done here for a quarter of a megabyte at a time.
+Most of a text is the same few words again and again. Finding out which word stands where takes Python
+longer than anything else, so NumPy does it here, for a quarter of a megabyte at a time.
 
 *Cutting.* Some neighbours never stand in one piece, whatever is around them: a letter and the space after
 it, say. Such a place can be told from two bytes. `Cuts` lists these pairs of classes for a pattern; what
-lies between two cuts is a *unit*, one piece or a few. Where in doubt there is no cut: a unit too long is
-only slow, a cut too many would be wrong.
+lies between two cuts is a *unit*, one piece or a few. When in doubt there is no cut: too long a unit is
+only slow, one cut too many would be wrong.
 
 *Numbering.* A unit of up to 15 bytes, with its length, fits into two 64-bit words, which a table of fixed
 size maps to the unit's number. Where the table fails (a new unit; a long one; two units with one place in
@@ -53,7 +53,7 @@ class Cuts:
 
     @cached_property
     def tables(self) -> tuple[bytes, bytes]:
-        """For each byte one bit per rule, set where it can be the rule's first byte, or its second."""
+        """Two tables with one bit per rule for each byte, set where it can be the rule's first byte, or its second."""
         rules = (*self.between, self.before)  # the last bit is that of `before`
         first, second = (
             bytes(sum((byte in rule[side]) << bit for bit, rule in enumerate(rules)) for byte in range(256))
