@@ -108,7 +108,7 @@ class LayerCache:
         """Return the slot of `buffers` for the token at each position, in rows without padding."""
         return positions_T
 
-    def count(self, n_tokens: int) -> None:
+    def advance(self, n_tokens: int) -> None:
         """Note that so many tokens were added to every row by code that wrote them into `buffers` itself."""
         self._lengths_B += n_tokens
 

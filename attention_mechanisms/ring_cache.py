@@ -83,12 +83,12 @@ class RingCache(LayerCache):
         ring_T = self.n_sinks + (positions_T - self.n_sinks) % self.window
         return torch.where(positions_T < self.n_sinks, positions_T, ring_T)
 
-    def count(self, n_tokens: int) -> None:
+    def advance(self, n_tokens: int) -> None:
         """Note that so many tokens were added to every row by code that wrote them into `buffers` itself."""
         added_BT = self._lengths_B[:, None] + torch.arange(n_tokens)
         added_BT = added_BT.to(self._positions_BS.device)
         self._positions_BS.scatter_(1, self.slots(added_BT), added_BT)
-        super().count(n_tokens)
+        super().advance(n_tokens)
 
     def _write(self, new_BGTD: Sequence[Tensor], positions_BT: Tensor, left_padding: tuple[int, ...] | None) -> None:
         """Store those of the new tokens that later ones will see."""

@@ -6,7 +6,7 @@ its probability only falls. So texts of different length are compared by a mean:
 of their tokens, divided by a power of their number (Wu et al. 2016, https://arxiv.org/abs/1609.08144, section 7,
 has a divisor that is a little different).
 
-It is good where there is a right answer, as in translation. Of an open text the likeliest continuation is dull and
+It is good where there is a right answer, as in translation. The likeliest continuation of an open text is dull and
 repeats itself: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751.
 
 Shapes: N beams, T time, V vocabulary.
@@ -22,9 +22,8 @@ from gpt_model.generation import LanguageModel, check_fits, check_ids, device_of
 from gpt_model.sampling import check_scores, check_tokens
 from utils.files import InputError
 
-Candidate = tuple[
-    float, int, int
-]  # the sum of log probabilities, the beam that is continued, the token that continues it
+# The sum of log probabilities, the beam that is continued, the token that continues it.
+Candidate = tuple[float, int, int]
 
 
 @torch.inference_mode()
@@ -70,7 +69,7 @@ def beam_search(
         ended = sorted(ended, key=lambda text: text[1], reverse=True)[:n_beams]
         if length == max_new_tokens or not going:
             break
-        if len(ended) == n_beams and _hope(going[0][0], length, max_new_tokens, length_penalty) <= ended[-1][1]:
+        if len(ended) == n_beams and _reachable(going[0][0], length, max_new_tokens, length_penalty) <= ended[-1][1]:
             break
         sums, rows, tokens = zip(*going, strict=True)
         texts = [[*texts[row], token] for row, token in zip(rows, tokens, strict=True)]
@@ -87,7 +86,7 @@ def _log_probabilities(logits_B1V: Tensor) -> Tensor:
     return logits_B1V[:, -1].log_softmax(dim=-1, dtype=wide)
 
 
-def _hope(best_sum: float, length: int, max_length: int, length_penalty: float) -> float:
+def _reachable(best_sum: float, length: int, max_length: int, length_penalty: float) -> float:
     """Return the best score that a text may yet reach: no sum grows, but with a divisor that does, a mean may rise."""
     return best_sum / (max_length if length_penalty > 0 else length) ** length_penalty
 

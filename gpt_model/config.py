@@ -37,7 +37,7 @@ class GPTConfig:
     vocab_size: Tokens = 50_257
     """Tokens in the vocabulary."""
     context_length: Tokens = 1024
-    """Most tokens the model can look at: the size of its table of positions."""
+    """The most tokens that the model can look at: the size of its table of positions."""
     d_model: Width = 768
     """Width: how many numbers describe a token on its way through the model."""
     n_layers: Number = 12
@@ -57,7 +57,7 @@ class GPTConfig:
     rope_dim: Annotated[int, Range(0, 2**10)] = 32
     """mla with rope: rotary channels each head has more than d_model / n_heads; only these are rotated."""
     window_size: Tokens = 256
-    """swa: tokens a token looks at, itself included."""
+    """swa: how many tokens each token sees, itself included."""
     n_sinks: Annotated[int, Range(0, 2**24)] = 0
     """swa: first tokens that are always seen."""
     position: str = "learned"
@@ -128,14 +128,14 @@ class GPTConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> GPTConfig:
-        """Return a model with a name: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny.
+        """Return the configuration with a name: gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, demo or tiny.
 
         Args:
             name: which one.
-            overrides: fields to set otherwise.
+            overrides: fields to set differently.
 
         Raises:
-            InputError: for another name.
+            InputError: for any other name.
         """
         if name not in PRESETS:
             raise InputError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
@@ -143,7 +143,7 @@ class GPTConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """Return the model that the `model` entry of a run's config.json describes.
+        """Return the configuration that the `model` entry of a run's config.json holds.
 
         Raises:
             InputError: if it has a field that this class does not have, or the values do not make a model.

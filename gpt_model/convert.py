@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class Config:
     """Convert a model with multi-head attention to one with grouped-query or multi-head latent attention.
 
-    Say by one of --n-kv-groups, --latent-dim and --tolerated-error what it is to become. What that costs each layer
-    is printed; what it costs the model's predictions, pretraining.evaluate says.
+    One of --n-kv-groups, --latent-dim and --tolerated-error says what it is to become. What that costs each layer
+    is printed; pretraining.evaluate says what it costs the model's predictions.
     """
 
     out: Path
@@ -40,9 +40,9 @@ class Config:
     pretrained: str | None = None
     """Instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
     n_kv_groups: Number | None = None
-    """To GQA with so many heads of keys and values; must divide the number of heads."""
+    """To GQA with this many heads of keys and values; must divide the number of heads."""
     latent_dim: Width | None = None
-    """To MLA with a latent of so many numbers."""
+    """To MLA with a latent of this many numbers."""
     tolerated_error: Share | None = None
     """To MLA, with the smallest latent that moves no layer's key/value projection by more than this share of its
     size. Each layer's own size is printed; a run has one, the largest."""
@@ -55,7 +55,7 @@ def main(config: Config) -> None:
     """Convert, print the report, and write the run.
 
     Raises:
-        InputError: if the model cannot be read or converted, it is not said what to do, or `out` is taken.
+        InputError: if the model cannot be read or converted, not exactly one target is given, or `out` is taken.
     """
     wanted = {name: getattr(config, name) for name in ("n_kv_groups", "latent_dim", "tolerated_error")}
     given = {name: value for name, value in wanted.items() if value is not None}

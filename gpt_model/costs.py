@@ -1,9 +1,9 @@
 """What a GPT costs, by formula: parameters, operations, and bytes to train it, to remember a text, to write a token.
 
 A product of (m, k) and (k, n) counts 2 m k n operations; softmax, norms and the like count nothing, as is the
-custom. Attention counts every pair of a query and a key, those that a mask hides included: so the plain formula
-computes it, so `torch.utils.flop_counter` counts it, and so model FLOP utilisation is defined (Chowdhery et al. 2022,
-"PaLM", https://arxiv.org/abs/2204.02311, appendix B). Fused kernels skip half of them.
+custom. Attention counts every pair of a query and a key, those that a mask hides included. That is how the plain
+formula computes it, how `torch.utils.flop_counter` counts it, and how model FLOP utilisation is defined (Chowdhery et
+al. 2022, "PaLM", https://arxiv.org/abs/2204.02311, appendix B). Fused kernels skip half of them.
 
 Memory of training after Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
 https://arxiv.org/abs/2205.05198, section 4, for this model. Every formula is checked against the model: its
@@ -90,7 +90,7 @@ def _attention_matrices(config: GPTConfig) -> int:
 
 
 def _attention_vectors(config: GPTConfig) -> int:
-    """Return how many numbers are in its biases, and in the norms of its latents."""
+    """Return how many numbers are in the biases of one attention layer, and in the norms of its latents."""
     C = config.d_model
     H, G, D = _heads(config)
     if config.attention != "mla":

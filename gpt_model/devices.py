@@ -30,7 +30,7 @@ class Device:
 
 
 GB = 2**30
-# By what is left of a name like "NVIDIA A100-SXM4-80GB" without the maker, spaces and dashes.
+# Each key matches what is left of a name like "NVIDIA A100-SXM4-80GB" without the maker, spaces and dashes.
 DEVICES = {
     r"a100(sxm4?)?(80gb)?(pcie)?": Device("A100", 80 * GB, 2.0e12, 312e12),
     r"a100(sxm4?|pcie)?40gb": Device("A100 40GB", 40 * GB, 1.555e12, 312e12),

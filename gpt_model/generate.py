@@ -48,10 +48,10 @@ PRESETS = {"demo": Config(run=Path("runs/demo"), prompt="It is a truth universal
 
 
 def load(task: Task) -> TextGenerator:
-    """Return what writes with the model that was asked for.
+    """Return a generator with the model that was asked for.
 
     Raises:
-        InputError: if it cannot be read, it is not said which, or there is no such device.
+        InputError: if not exactly one model is named, it cannot be read, or there is no such device.
     """
     device = pick_device(task.device)
     model, tokenizer = run_directory.load(task.run, task.pretrained, task.weights)

@@ -50,16 +50,23 @@ def device_of(model: LanguageModel) -> torch.device:
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> None:
-    """Raise an InputError for a prompt without tokens, or with one that is not in the vocabulary."""
+    """Check that a prompt has tokens, and that all of them are in the vocabulary.
+
+    Raises:
+        InputError: if it has none, or one is not; the message names it.
+    """
     if not len(ids):  # an array is neither true nor false
         raise InputError("the prompt has no tokens: begin with one, such as <|endoftext|>")
     check_tokens("the prompt's tokens", ids, vocab_size)
 
 
 def check_fits(n_ids: int, n_new: int, context: int) -> None:
-    """Raise an InputError if a prompt and what is to be written are more than a model can look at.
+    """Check that a model can look at a prompt and what is to be written after it.
 
     The last new token is never read, so that one more fits than the context holds.
+
+    Raises:
+        InputError: if they are more tokens than fit.
     """
     if n_ids + n_new > context + 1:
         raise InputError(f"the prompt's {n_ids} tokens and {n_new} new ones are more than the context of {context}")
@@ -111,7 +118,7 @@ class _Row:
     ended: bool = False
 
     def make_room(self, context: int) -> None:
-        """Forget the older half of a full context; of a row that has ended, all but a token: nobody waits for more."""
+        """Forget the older half of a full context, or all but the last token of a row that has ended."""
         if self.ended:
             self.ids = self.ids[-1:]
         elif len(self.ids) > context:
@@ -155,7 +162,7 @@ class TextGenerator:
         Args:
             prompt: what to continue; an empty one begins a new document.
             sampling: how; `Sampling()` by default.
-            changes: fields of `sampling` to set otherwise.
+            changes: fields of `sampling` to set differently.
 
         Raises:
             InputError: at once, for a number out of range, an empty prompt where the tokenizer has no
@@ -237,7 +244,7 @@ class TextGenerator:
     def _run(self, rows: list[_Row], sampler: Sampler, stop_tokens: set[int]) -> Iterator[tuple[int, int | None]]:
         """Yield (row, token) for each row and step, and (row, None) where one has ended.
 
-        A row that the caller marks as ended is left alone. It is computed on, as long as others are not done,
+        A row that the caller marks as ended yields nothing more. It is still computed until all others are done,
         since taking it out of the batch would move the cache of all others.
         """
         context = self.model.config.context_length

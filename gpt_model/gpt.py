@@ -80,9 +80,9 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew, as GPT-2's were at first, but for positions.
+        """Draw all weights anew, as GPT-2's were before training, those of positions excepted.
 
-        Their standard deviation is 0.02 here, as that of all tables and matrices, and 0.01 in OpenAI's code.
+        The standard deviation of positions is 0.02 here, like that of the other weights, and 0.01 in OpenAI's code.
 
         A large model is built without memory, and gets it where it is to stay, once:
 
@@ -196,7 +196,7 @@ class GPT(nn.Module):
 
     @property
     def n_active_parameters(self) -> int:
-        """Those that a token meets on its way: without the experts that it does not visit."""
+        """Numbers in the weights that a token meets on its way: without the experts that it does not visit."""
         if not self.config.n_experts:
             return self.n_parameters
         resting = [block.feed_forward.experts[self.config.n_active_experts :] for block in self.blocks]

@@ -29,7 +29,7 @@ from utils.files import InputError
 
 @torch.no_grad()
 def attention_maps(model: GPT, ids_BT: Tensor) -> Tensor:
-    """Return how much each position looks at each, (L, B, H, T, S) with S = T; each row shares out 1.
+    """Return how much each position looks at each, (L, B, H, T, S) with S = T; each row sums to 1.
 
     Fused kernels never store these weights, so they are computed anew, from what enters each layer.
     """
@@ -95,10 +95,10 @@ def ablated(model: GPT, heads: Iterable[tuple[int, int]], how: Literal["zero", "
     """Take away the outputs of some heads, inside the block.
 
     Args:
-        model: it is as before after the block.
+        model: changed only while the block runs.
         heads: (layer, head) of each, from 0.
         how: what stands in for an output: zeros, or its mean over all positions and rows of the batch, which takes
-            away what the head tells of the text and leaves what it always says.
+            away what the head says about this text and leaves what it always says.
 
     Raises:
         InputError: for a head that is not there, or another `how`.
@@ -130,7 +130,7 @@ def _silencer(head: int, n_heads: int, how: str) -> Callable[[nn.Module, tuple[T
 
 @torch.no_grad()
 def ablate_each_head(model: GPT, ids_BT: Tensor, targets_BT: Tensor, how: Literal["zero", "mean"] = "zero") -> Tensor:
-    """Return by how much the loss grows without each head alone, (L, H).
+    """Return how much the loss grows when each head alone is taken away, (L, H).
 
     Args:
         targets_BT: the ids that come next; -100 does not count.

@@ -51,12 +51,12 @@ class MixtureOfExperts(nn.Module):
         """Return the experts' answers (B, T, C), and how unevenly they were asked; see `imbalance`."""
         x_NC = x_BTC.flatten(0, -2)
         routing = self.route(x_NC)
-        # of each token to each expert, 0 where it does not go
+        # each token's weight for each expert; 0 where it does not go
         weights_NE = torch.zeros_like(routing.probabilities).scatter(1, routing.experts, routing.weights)
         y_NC = torch.zeros_like(x_NC, dtype=weights_NE.dtype)
         for weights_N, expert in zip(weights_NE.unbind(1), self.experts, strict=True):
             if torch.compiler.is_compiling():
-                # how many tokens come is not known before they do, and a graph wants to know: all are sent
+                # a graph cannot know how many tokens an expert will get, so each expert gets all of them
                 y_NC = y_NC + weights_N[:, None] * expert(x_NC)
             else:
                 rows = weights_N.nonzero()[:, 0]

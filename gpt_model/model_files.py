@@ -14,7 +14,7 @@ from utils.files import InputError, printable, read_json, refuse_lfs_pointer
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, mapped into memory where that can be: what is not used is not read.
+    """Return the tensors of a file by name, mapped into memory where possible: what is not used is not read.
 
     Raises:
         InputError: if there is no such file, or it is damaged or holds anything but dense tensors.
@@ -58,7 +58,11 @@ def is_mappable(file: Path) -> bool:
 
 
 def check_finite(tensor: Tensor, name: str, file: Path) -> None:
-    """Raise an InputError if a weight is NaN or infinite; a model with one writes nonsense or nothing."""
+    """Check that all numbers of a weight are finite; a model with one that is not writes nonsense or nothing.
+
+    Raises:
+        InputError: if one is NaN or infinite.
+    """
     low, high = tensor.aminmax()  # NaN, if there is one; no second tensor of this size is made
     if not (low.isfinite() and high.isfinite()):
         raise InputError(f"{file}: {name} holds NaN or infinite numbers: the weights are damaged, or training diverged")

@@ -43,7 +43,7 @@ NEARLY_HIGHEST = 0.9  # of the highest ceiling counts as no less
 class Config:
     """Say what fits on a GPU: the largest batch, the time a billion tokens take, the attention that serves most.
 
-    This is arithmetic, no measurement: it tells a plan that may work from one that cannot.
+    This is arithmetic, not a measurement: it tells a plan that may work from one that cannot.
     """
 
     size: str = "gpt2-small"
@@ -88,7 +88,7 @@ class Plan:
     """What a GPU can do with a model."""
 
     model: GPTConfig
-    """With `checkpoint_activations`, if a single row fits only so."""
+    """With `checkpoint_activations`, if a single row fits only that way."""
     device: Device
     micro_batch: int
     """Rows that fit at once; 0 if there is no room for one."""

@@ -133,7 +133,7 @@ def read_config(folder: Path) -> GPTConfig:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} is no model in the layout of Hugging Face: it has no {CONFIG}")
+        raise InputError(f"{folder} is not a model in the layout of Hugging Face: it has no {CONFIG}")
     values = read_object(path)
     if {"model", "training"} <= values.keys():
         raise InputError(f"{folder} is a run directory: GPT.from_run reads it")
@@ -169,7 +169,7 @@ def export_to_hf(model: GPT, path: Path, tokenizer: RegexTokenizer | None) -> No
     if tokenizer is None and model.published_as is not None:
         tokenizer = GPT2Tokenizer()
     if tokenizer is not None and not isinstance(tokenizer, RegexTokenizer):
-        raise InputError(f"tokenizer must be a RegexTokenizer to have files of theirs, got {type(tokenizer).__name__}")
+        raise InputError(f"tokenizer must be a RegexTokenizer to be exported, got {type(tokenizer).__name__}")
     if tokenizer is not None and tokenizer.vocab_size != config.vocab_size:
         raise InputError(
             f"the model has {config.vocab_size:,} tokens but the tokenizer has {tokenizer.vocab_size:,}: "

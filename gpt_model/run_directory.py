@@ -5,7 +5,7 @@ model.safetensors      the newest weights
 bpe.json               the tokenizer
 snapshots/             earlier weights, step_000100.safetensors, ...
 train_state/           what resuming needs (pretraining/checkpoint.py)
-metrics.jsonl          a line of numbers each few steps
+metrics.jsonl          a line of numbers every few steps
 loss.svg               their curve
 """
 
@@ -29,7 +29,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """Return the content of a run's config.json.
 
     Raises:
-        InputError: if `run` is no run directory, or its config.json is damaged.
+        InputError: if `run` is not a run directory, or its config.json is damaged.
     """
     path = run / "config.json"
     if not path.is_file():
@@ -63,7 +63,7 @@ def is_made_with(run: Path, tokenizer: Tokenizer) -> bool:
     """Return whether a run was made with a tokenizer; of a run that does not say, True.
 
     Raises:
-        InputError: if `run` is no run directory.
+        InputError: if `run` is not a run directory.
     """
     return read_config(run).get("tokenizer") in (None, identity(tokenizer))
 
@@ -80,14 +80,17 @@ def identity(tokenizer: Tokenizer) -> str:
 
 
 def check_tokenizer(model_config: GPTConfig, tokenizer: Tokenizer, where: Path) -> None:
-    """Raise an InputError if a tokenizer cannot be the one that a model was trained with.
+    """Check that a tokenizer can be the one that a model was trained with.
 
-    Every command that brings the two together asks this: ids would mean something else to each of them.
+    Every command that brings the two together calls this: else ids might mean something else to each of them.
 
     Args:
         model_config: of the model.
         tokenizer: the tokenizer.
         where: the folder that holds the tokenizer, for the message.
+
+    Raises:
+        InputError: if they have different numbers of tokens.
     """
     if tokenizer.vocab_size != model_config.vocab_size:
         raise InputError(

@@ -165,14 +165,22 @@ def _candidates(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor |
 
 
 def check_tokens(name: str, tokens: Iterable[int], vocab_size: int) -> None:
-    """Raise an InputError that names the first of these ids that is not in the vocabulary."""
+    """Check that all of these ids are in the vocabulary.
+
+    Raises:
+        InputError: for the first one that is not; the message names it.
+    """
     for token in tokens:
         if not 0 <= token < vocab_size:
             raise InputError(f"{name} must be ids below {vocab_size:,}, the vocabulary's size, got {token}")
 
 
 def check_scores(logits_BV: Tensor) -> None:
-    """Raise an InputError if the best score in a row of (..., V) is not finite: damaged weights write nonsense."""
+    """Check that the best score in each row of (..., V) is finite: damaged weights would write nonsense.
+
+    Raises:
+        InputError: if one is not.
+    """
     if not logits_BV.amax(dim=-1).isfinite().all():
         raise InputError("no token can be chosen: the scores are NaN or infinite, or all tokens are forbidden")
 
@@ -213,7 +221,7 @@ def choose(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Gen
 
 
 def draw(probabilities_BK: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw an index for each row, (B,), from what need not sum to 1. Nothing of probability 0 is ever drawn."""
+    """Draw an index for each row, (B,). The probabilities need not sum to 1; one of 0 is never drawn."""
     device = probabilities_BK.device
     if device.type == "mps":  # it has no float64
         probabilities_BK = probabilities_BK.cpu()

@@ -5,7 +5,7 @@ model, the draft, proposes k tokens one by one, and the large one, the target, r
 for each what it would have thought. A proposed token x, which the draft drew with probability q(x), is accepted
 with probability min(1, p(x) / q(x)), where p is the target's. At the first that is not, a token is drawn from
 what p has more than q, max(0, p - q), and the rest of the proposal is thrown away; if all are accepted, the
-target adds one more. Written are 1 to k + 1 tokens a pass, and their distribution is the target's, exactly:
+target adds one more. So each pass writes 1 to k + 1 tokens, and their distribution is exactly the target's:
 
     P(x) = q(x) min(1, p(x) / q(x)) + (what is rejected) * max(0, p(x) - q(x)) / (sum of it) = p(x)
 
@@ -63,7 +63,7 @@ def speculate(
 
     Raises:
         InputError: at once, if a model cannot do it, the tokens are more than the context of one of them, or
-            `sampling` asks for what is not known here.
+            `sampling` asks for something that it does not support.
     """
     sampling = sampling or Sampling()
     if target.config.vocab_size != draft.config.vocab_size:

@@ -4,7 +4,7 @@
     vocab.json, merges.txt    the older form: ids, and merges in order
 
 Only byte-level byte-pair encoding is read, with a split pattern that we know: GPT-2's or GPT-4's. Their files store
-merges, ours ranks, so each token must be merged of the same two in both; then the ids are the same for every text.
+merges, ours ranks, so each token must be merged from the same two in both; then the ids are the same for every text.
 """
 
 from itertools import pairwise
@@ -120,5 +120,7 @@ def _build(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if not same:
-        raise InputError(f"{path}: each token must be merged of the two that merging by rank leaves, and some are not")
+        raise InputError(
+            f"{path}: each token must be merged from the two that merging by rank leaves, and some are not"
+        )
     return tokenizer

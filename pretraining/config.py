@@ -43,7 +43,7 @@ class Config:
     rope_dim: Annotated[int, Range(0, 2**10)] = 16
     """mla with rope: rotary channels each head has besides its own."""
     window_size: Tokens = 64
-    """swa: how many tokens a token looks at, itself included."""
+    """swa: how many tokens each token sees, itself included."""
     n_sinks: Annotated[int, Range(0, 2**24)] = 0
     """swa: first tokens that are always seen."""
     position: Literal["learned", "rope"] = "learned"
@@ -86,9 +86,9 @@ class Config:
     """Decides initial weights, order of the text, and dropout."""
 
     eval_every: Steps = 100
-    """Steps between two looks at the held-out text."""
+    """Steps between two evaluations on the held-out text."""
     eval_blocks: Count = 128
-    """Sequences of held-out text looked at."""
+    """Sequences of held-out text in each evaluation."""
     checkpoint_every: Steps = 100
     """Steps between two checkpoints. The newest two are kept."""
     snapshot_every: Steps | None = None

@@ -1,7 +1,7 @@
 """Whether shards, the tokenizer beside them, and a run belong together.
 
-Token ids say nothing by themselves: 17 is another text with another tokenizer. Reading shards with a model that was
-trained on another tokenizer's gives a loss that looks like one, so it is checked instead.
+Token ids say nothing by themselves: 17 stands for another text with another tokenizer. A model that reads the shards
+of a tokenizer it was not trained with gives a loss that looks like any other, so it must be checked.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def open_data_tokenizer(folder: Path, largest_id: int) -> Tokenizer:
     if largest_id >= tokenizer.vocab_size:
         raise InputError(
             f"{folder} holds the token {largest_id:,} but its tokenizer has only {tokenizer.vocab_size:,}: "
-            "shards and bpe.json are not from one another"
+            "shards and bpe.json do not belong together"
         )
     return tokenizer
 
@@ -39,8 +39,8 @@ def check_same_tokenizer(run: Path, folder: Path, tokenizer: Tokenizer) -> None:
     """Check that a run was made with the tokenizer of a folder of shards; equal sizes would not be enough.
 
     Args:
-        run: the run directory; a process that was killed as it began has left none of its own tokenizer.
-        folder: the shards'.
+        run: the run directory; it may have no tokenizer, if its process was killed as it began.
+        folder: where the shards are.
         tokenizer: of the folder.
 
     Raises:

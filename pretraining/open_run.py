@@ -124,7 +124,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _settled(config: Config) -> Config:
-    """Decide what is "auto"."""
+    """Return the settings with nothing "auto" in them."""
     device = pick_device(config.device)
     precision, compiled = config.precision, config.compile
     if precision == "auto":

@@ -50,7 +50,8 @@ class Trainer:
     """A model, what moves it, what it reads, and how far it has come."""
 
     def __init__(self, config: Config, model_config: GPTConfig, data: dict[str, BlockDataset]) -> None:
-        self.config, self.data = config, data
+        self.config = config
+        self.data = data
         self.started = time.perf_counter()
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
@@ -154,7 +155,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take on a state as a checkpoint keeps it: `state_dict()`, and under "step" the number of steps taken."""
+        """Restore a state as a checkpoint keeps it: `state_dict()`, and under "step" the number of steps taken."""
         self.steps = self.saved_at = state["step"]
         self.seconds_before = float(state["seconds"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -207,7 +208,8 @@ def run_steps(trainer: Trainer, stop: StopRequest) -> None:
     """Step, look, log and save until the last step or a request to stop."""
     config = trainer.config
     tokens_per_step = config.batch_size * config.context_length
-    losses, since = [], time.perf_counter()
+    losses = []
+    since = time.perf_counter()
     with tqdm(total=config.steps, initial=trainer.steps, unit="step", desc="training", mininterval=0.5) as bar:
         while trainer.steps < config.steps and not stop.made:
             losses.append(trainer.step())
@@ -221,7 +223,8 @@ def run_steps(trainer: Trainer, stop: StopRequest) -> None:
                     entry["val_loss"] = trainer.validation_loss()
                 append_metrics(config.out, step=trainer.steps, seconds=round(trainer.seconds, 2), **entry)
                 bar.set_postfix(loss=f"{entry['loss']:.3f}", tokens_s=f"{speed:,.0f}", refresh=False)
-                losses, since = [], time.perf_counter()
+                losses = []
+                since = time.perf_counter()
             if last or trainer.snapshot_due or trainer.steps % config.checkpoint_every == 0:
                 trainer.save()
         if trainer.saved_at != trainer.steps:

@@ -97,7 +97,7 @@ class _AboveProgress(logging.StreamHandler):
 
 
 class _Plain(logging.Formatter):
-    """The message alone, line by line, with what a terminal would obey written out: messages quote names of files."""
+    """Shows the message alone, line by line, with what a terminal would obey written out: messages quote file names."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(printable, super().format(record).split("\n")))

@@ -1,4 +1,4 @@
-"""Ctrl-C in the first second of a script, while PyTorch is still being imported, is no failure.
+"""Ctrl-C in the first second of a script, while PyTorch is still being imported, is not a failure.
 
 Each chapter's `__init__` imports this first. Python imports a chapter before it runs one of its modules as a script,
 and meanwhile calls the script "-m": only then is anything changed here.

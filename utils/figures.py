@@ -1,4 +1,4 @@
-"""One look for all figures, readable on light pages and on dark ones: mid tones on a transparent ground."""
+"""One look for all figures, readable on light pages and on dark ones: mid tones on a transparent background."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ STYLE: dict[str, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    # Jupyter paints a ground behind a transparent figure whose tick labels are all on one side of
+    # Jupyter paints a background behind a transparent figure whose tick labels are all on one side of
     # middle grey; one label a shade lighter and one a shade darker keep it transparent
     "xtick.labelcolor": "#818181",
     "ytick.labelcolor": "#7f7f7f",

@@ -14,7 +14,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 class InputError(Exception):
     """What the user gave is wrong. The message is one line: the value, and what would be right.
 
-    The command line prints it without a traceback. It is no ValueError, so that code that expects one of a
+    The command line prints it without a traceback. It is not a ValueError, so that code that expects a
     library's does not swallow it.
     """
 
@@ -75,7 +75,11 @@ def read_json(path: Path) -> Any:
 
 
 def refuse_lfs_pointer(file: Path) -> None:
-    """Raise an InputError if a file only says where Git LFS keeps the real one."""
+    """Check that a file is not a pointer that only says where Git LFS keeps the real one.
+
+    Raises:
+        InputError: if it is.
+    """
     with file.open("rb") as opened:
         start = opened.read(len(LFS_POINTER))
     if start == LFS_POINTER:

@@ -65,7 +65,11 @@ def endpoint() -> str:
 
 
 def require_online() -> None:
-    """Stop here with a NoConnectionError if HF_HUB_OFFLINE is set."""
+    """Check that HF_HUB_OFFLINE is not set.
+
+    Raises:
+        NoConnectionError: if it is.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise NoConnectionError("HF_HUB_OFFLINE is set")
 
@@ -76,8 +80,8 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
     Two processes must not fetch the same file at once: hold a lock.
 
     Args:
-        checksum: the SHA-256 the file must have. Without it the server's word counts: the ETag of a large file on the
-            Hub is its SHA-256, that of a small one the SHA-1 of its git blob.
+        checksum: the SHA-256 that the file must have. Without it the server is believed: the ETag of a large file on
+            the Hub is its SHA-256, that of a small one the SHA-1 of its git blob.
         most_bytes: no more than this is taken, or a server could fill the disk.
 
     Raises:
@@ -258,7 +262,7 @@ class _Download:
             raise NoConnectionError(f"cannot reach {where}: {_reason(error)}{advice}") from error
 
     def advice(self, status: int) -> str:
-        """Return what to do about a refusal. The Hub says 401 also of a repository that does not exist."""
+        """Return what to do about a refusal. The Hub also says 401 of a repository that does not exist."""
         if status == HTTPStatus.UNAUTHORIZED and _token():
             return "HF_TOKEN is not valid: unset it, or make a new one at https://huggingface.co/settings/tokens"
         if status == HTTPStatus.FORBIDDEN and _token():

@@ -202,7 +202,7 @@ def measure_with_peaks(
         results: the folder.
         device: what is measured.
         dtypes: in which it computes.
-        quick: whether the numbers are none to quote, which is stored with them.
+        quick: whether the numbers are too rough to be quoted; this is stored with them.
     """
     with torch.no_grad():
         peaks = measured_peaks(device, dtypes)
@@ -212,7 +212,7 @@ def measure_with_peaks(
 
 
 def read_results(results: Path, parts: Iterable[str]) -> dict[str, Row]:
-    """Read those of the parts that have been measured and have something to show.
+    """Return the results of those parts that have been measured and have something to show.
 
     Raises:
         InputError: if a file is damaged.

@@ -108,7 +108,7 @@ def _refuse_inputs(path: Path, inputs: Inputs, flag: str) -> None:
 
 
 def _refuse_foreign(path: Path, ours: Sequence[str], flag: str) -> None:
-    """Refuse what is no folder, and a folder that holds anything but our files and folders that lead to them."""
+    """Refuse what is not a folder, and a folder that holds anything but our files and folders that lead to them."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise InputError(f"{path} is not a folder, so it is not replaced: choose another {flag}")
     for entry in _entries(path) if path.exists() else ():

@@ -79,7 +79,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def peak_memory(work: Work, device: torch.device) -> int | None:
-    """Measure the most bytes that work holds at once, beyond what was held before it; None where nobody says.
+    """Measure the most bytes that work holds at once, beyond what was held before it; None where that is not known.
 
     On a GPU PyTorch's allocator counts them. On Linux it is how far the process grows at most, in pages:
     exact for megabytes, blind for kilobytes, and wrong after `hardware.keep_freed_memory`. Work that is done for

@@ -45,7 +45,7 @@ class Config:
     attention as texts get longer. sweep: kernels and layers over length, width and batch, forward and backward.
     figures: show the stored results again."""
     quick: bool = False
-    """Everything small and seldom: a minute on two cores. No numbers to quote."""
+    """Small sizes and few rounds: a minute on two cores. The numbers are not for quoting."""
     rounds: Annotated[int, Range(1, 10_000)] | None = None
     """How often each thing is measured; by default 20 times for decoding, 7 for windows, 3 in the sweep."""
     device: str = "auto"
@@ -57,10 +57,10 @@ class Config:
     widths: tuple[Annotated[int, Range(256, 2**16)], ...] = ()
     """Model widths of the sweep, multiples of 256; by default 512 to 4,096."""
     batches: tuple[Annotated[int, Range(1, 2**16)], ...] = ()
-    """Rows of the sweep; by default 1 to 128."""
+    """Batch sizes of the sweep; by default 1 to 128."""
     budget: Annotated[float, Range(0, 3600, open_below=True)] | None = None
-    """Seconds that one call of the sweep may take, ten times as many for the rows that the tables show. What must
-    take longer is left out, and counted. By default 0.15 on a CPU, 0.02 if quick, 1 on a GPU."""
+    """Seconds that one call of the sweep may take, ten times as many for the rows that the tables show. What is
+    bound to take longer is left out, and counted. By default 0.15 on a CPU, 0.02 if quick, 1 on a GPU."""
     results: Path | None = None
     """Where the measurements are stored; by default the chapter's results/, if quick in runs/quick/."""
     figures: Path | None = None

@@ -60,7 +60,7 @@ class Decoder:
     def __call__(self, x_B1C: Tensor) -> Tensor:
         """Return the sum of all layers' outputs."""
         for layer_cache in self.cache.layers:
-            if layer_cache.max_length is not None:  # take back the last call's token; a ring just turns on
+            if layer_cache.max_length is not None:  # take back the last call's token; a ring simply moves on
                 layer_cache.truncate(self.context)
         mask = self.cache.mask()
         y_B1C = x_B1C
@@ -75,7 +75,7 @@ class Decoder:
 
 
 class TheirDecoder:
-    """Does the same by transformers: its GPT-2 attention and its cache, which each step copies to append to it."""
+    """Does the same with transformers: its GPT-2 attention and its cache, which each step copies to append to it."""
 
     def __init__(self, ours: Decoder, implementation: str) -> None:
         from transformers import DynamicCache, GPT2Config  # slow to import, and perhaps not there

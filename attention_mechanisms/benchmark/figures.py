@@ -143,7 +143,7 @@ def _left_out_table(rows: list[Row]) -> str:
 def _shown(result: Row) -> list[Row]:
     width, batch = result["shown"]
     rows = [row for row in result["rows"] if (row["d_model"], row["batch"]) == (width, batch)]
-    return sorted(rows, key=lambda row: row["length"])  # and else as measured
+    return sorted(rows, key=lambda row: row["length"])  # rows of one length stay in the order they were measured
 
 
 def _milliseconds(seconds: Row) -> str:

@@ -1,1 +1,1 @@
-"""What only makes attention fast; the modules one door up work without knowing how."""
+"""What only makes attention fast: the same results sooner. Nothing here has to be read to understand it."""

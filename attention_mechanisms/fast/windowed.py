@@ -125,6 +125,6 @@ def _visible(mask: Mask, position: int, n_blocks: int, t: int, device: torch.dev
 
 
 def _for_groups(visible: Tensor, n_groups: int, group_size: int) -> Tensor:
-    """Repeat it for the queries of all heads of a group: (N, K), (c, N, K) or (B G, c, N, K)."""
+    """Repeat a mask for the queries of all heads of a group: (N, K), (c, N, K) or (B G, c, N, K)."""
     visible = visible.repeat(*(1 for _ in visible.shape[:-2]), group_size, 1)
     return visible.repeat_interleave(n_groups, dim=0) if visible.dim() == 4 else visible

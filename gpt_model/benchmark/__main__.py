@@ -43,7 +43,7 @@ class Config:
     perplexity of a trained model in each precision. sizes: GPT-2's four sizes with each kind of attention.
     figures: show the stored results again."""
     quick: bool = False
-    """Small models, few rounds. No numbers to quote."""
+    """Small models and few rounds. The numbers are not for quoting."""
     rounds: Annotated[int, Range(1, 10_000)] | None = None
     """How often each thing is measured; by default 9 times for writing, 3 for the sizes."""
     device: str = "auto"

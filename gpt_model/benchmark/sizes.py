@@ -62,7 +62,7 @@ class Writer:
         for layer in self.cache.layers:  # take back what the last call wrote
             if layer.max_length is None:  # a ring has lost what stood there; what stands there now will do
                 layer.reset()
-                layer.count(self.start)
+                layer.advance(self.start)
             else:
                 layer.truncate(self.start)
         ids_BT = self.first

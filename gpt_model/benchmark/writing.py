@@ -153,7 +153,7 @@ def _their_writer(model: GPT, ids_BT: Tensor) -> dict[str, Callable[[], Tensor]]
 
 
 def _check(writers: Writers, exact: bool) -> None:
-    """Let each write once, which also compiles what is to be compiled, and compare the texts."""
+    """Let each write once, which also compiles what is to be compiled; if exact, check that the texts are equal."""
     texts = {name: write() for name, write in writers.items()}
     for name, tokens in texts.items():
         if exact and not torch.equal(tokens, texts[PLAIN]):

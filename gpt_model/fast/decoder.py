@@ -100,8 +100,8 @@ class FastDecoder:
         model: what to run, where it is.
         precision: of weights and activations; "int8" rounds the weights to eight bits and works in bfloat16.
         compile: build one program for the whole step first. It takes some tens of seconds for GPT-2 small, once
-            for each batch size. Without a compiler there is one warning, and steps run as they are; so they do,
-            on a CPU, for a mixture of experts: compiled, every token would visit all of them.
+            for each batch size. Without a compiler there is one warning, and steps run as they are. Those of
+            a mixture of experts always do on a CPU: compiled, every token would visit all experts.
 
     Raises:
         InputError: for an unknown precision.
@@ -139,7 +139,7 @@ class FastDecoder:
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """Return an empty cache; see `GPT.new_cache`."""
         max_length = self.config.context_length if max_length is None else max_length
-        # a recording is for one size; else a slot more than is filled: all there are would be another shape to compile
+        # a recording is for one size; otherwise one slot stays free, since a full cache would be compiled once more
         slots = -(-max_length // SLOTS_PER_RECORDING) * SLOTS_PER_RECORDING if self._recorded else max_length + 1
         cache = self.model.new_cache(batch_size, slots)
         if self._recorded:  # and it reads and writes the same memory each time
@@ -193,7 +193,7 @@ class FastDecoder:
         logits_BV = self._step(ids_B1, position_1, length + 1, cache.layers)
         logits_BV = logits_BV.clone() if self._recorded else logits_BV  # the next replay overwrites it
         for layer in cache.layers:
-            layer.count(1)
+            layer.advance(1)
         return logits_BV
 
     def _one_token(self, ids_B1: Tensor, position_1: Tensor, span: int, layers: list[LayerCache]) -> Tensor:

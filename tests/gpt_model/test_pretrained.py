@@ -248,7 +248,8 @@ def test_a_config_that_leaves_out_defaults_is_read_as_transformers_reads_it(thei
 
 def test_folders_that_are_no_checkpoint(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{tmp_path / 'empty'} is no model in the layout of Hugging Face: .* no conf"):
+    message = f"{tmp_path / 'empty'} is not a model in the layout of Hugging Face: it has no config.json"
+    with pytest.raises(InputError, match=message):
         GPT.from_pretrained(tmp_path / "empty")
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").unlink()
@@ -510,7 +511,7 @@ def test_a_model_with_other_parameters_is_not_exported(tmp_path: Path) -> None:
 def test_a_tokenizer_of_another_model_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the model has 512 tokens but the tokenizer has 50,257"):
         tiny().export_to_hf(tmp_path / "theirs", GPT2Tokenizer())
-    with pytest.raises(InputError, match="tokenizer must be a RegexTokenizer to have files of theirs, got Basic"):
+    with pytest.raises(InputError, match="tokenizer must be a RegexTokenizer to be exported, got Basic"):
         tiny().export_to_hf(tmp_path / "theirs", BasicTokenizer())  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

@@ -150,7 +150,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a merge must be of two tokens, got [1, 2]": set_at("model", "merges", 0, value=[1, 2]),
     "a merge must be of two tokens, got ['', 'a']": set_at("model", "merges", 0, value=["", "a"]),
     "ids must be in the order of merges": swap_merges,
-    "each token must be merged of the two that merging by rank leaves": merge_otherwise,
+    "each token must be merged from the two that merging by rank leaves": merge_otherwise,
     "'zz' must be in both vocabulary and merges": set_at("model", "vocab", "zz", value=402),
     "must be in both vocabulary and merges": lambda content: content["model"]["merges"].pop(),
     "the byte 0xff has no rank": lambda content: content["model"]["vocab"].pop("ÿ"),
