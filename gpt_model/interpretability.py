@@ -56,7 +56,8 @@ def _weights(attention: Any, x_BTC: Tensor, positions: Tensor) -> Tensor:
         if attention.rope:
             angles = rotation(positions, attention.head_dim)
             q_BHTX, k_BGSX = rotate(q_BHTX, *angles), rotate(k_BGSX, *angles)
-    (B, G, S), like = k_BGSX.shape[:3], {"dtype": x_BTC.dtype, "device": x_BTC.device}
+    B, G, S = k_BGSX.shape[:3]
+    like = {"dtype": x_BTC.dtype, "device": x_BTC.device}
     return attend(q_BHTX, k_BGSX, torch.eye(S, **like).expand(B, G, S, S), mask=mask, kernel="manual")
 
 

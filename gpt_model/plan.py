@@ -100,7 +100,7 @@ class Plan:
     """In training, as assumed."""
     serving: list[Serving]
     favoured: Serving | None
-    """Of those with nearly the highest ceiling, the one that remembers most: a smaller cache costs quality."""
+    """The one that remembers most of those with nearly the highest ceiling: a smaller cache costs quality."""
     favoured_groups: Serving | None
     """The same among group counts: GQA, and MHA with a group for each head."""
     assumptions: list[str]

@@ -55,9 +55,9 @@ class Sampling:
     min_new_tokens: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Tokens to write before a stop token may end the text. A stop string ends it even so."""
     stop_tokens: Sequence[int] | None = None
-    """Ids that end the text and are no part of it; by default <|endoftext|>."""
+    """Ids that end the text and are not part of it; by default <|endoftext|>."""
     stop: Sequence[str] = ()
-    """Strings that end the text and are no part of it."""
+    """Strings that end the text and are not part of it."""
     seed: Seed | None = None
     """The same seed draws the same text; None draws another each time. Row i of a batch uses seed + i."""
     overflow: Literal["slide", "error"] = "slide"

@@ -148,7 +148,8 @@ def _store(run: Path, content: dict[str, Any]) -> None:
 
 def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
     """Return the settings of the run that is there, if they are what was asked for."""
-    run, stored = config.out, read_config(config.out)
+    run = config.out
+    stored = read_config(config.out)
     check_same_tokenizer(run, config.data, tokenizer)
     if (run / WEIGHTS).exists() and not list_checkpoints(run):
         raise InputError(

@@ -123,7 +123,8 @@ class Trainer:
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Return the mean loss on held-out blocks, spread evenly so that each document has a say."""
-        data, size = self.data["val"], self.config.batch_size
+        data = self.data["val"]
+        size = self.config.batch_size
         chosen = np.linspace(0, len(data) - 1, min(self.config.eval_blocks, len(data))).astype(int)
         total = 0.0
         self.model.eval()

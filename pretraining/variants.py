@@ -119,7 +119,7 @@ def _compare(config: Config) -> dict[str, Any] | None:
 
 
 def _check_equally_long(run: Path, steps: int) -> None:
-    """Refuse a training that was planned with another number of steps: made longer, it would not be the same."""
+    """Check that a training that is there was planned with this many steps: made longer, it would not be the same."""
     if (run / "config.json").exists() and (planned := read_config(run)["training"].get("steps")) != steps:
         raise InputError(f"{run} holds a training of {planned} steps, not {steps}: choose another --out")
 

@@ -120,7 +120,9 @@ class _Download:
 
     def fetch(self) -> tuple[Path, str]:
         """Ask until all of the file has come; return its part, and the checksum it should have."""
-        failures, furthest, reached = 0, 0, False
+        failures = 0
+        furthest = 0
+        reached = False
         while True:
             try:
                 return self.attempt()
@@ -133,7 +135,8 @@ class _Download:
                 reached = True
                 received = sum(part.stat().st_size for part in self.parts())
                 if received > furthest:
-                    failures, furthest = 0, received
+                    failures = 0
+                    furthest = received
                 asked = _retry_after(error)
                 if failures == len(_DELAYS) or asked > _LONGEST_DELAY:
                     kept = f"{_readable(received)} are kept: try later, to go on from there"
@@ -167,7 +170,8 @@ class _Download:
                 if begin != start or served not in ("", etag):
                     return self.attempt_anew()  # a server that takes no notice of If-Range
             else:
-                start, size = 0, int(headers["Content-Length"]) if headers["Content-Length"] else None
+                start = 0
+                size = int(headers["Content-Length"]) if headers["Content-Length"] else None
                 self.drop_parts()
                 part = self.target.with_name(f"{self.target.name}.{quote(served, safe='')}.part")
             checksum = self.agreed_checksum(size, linked or headers)

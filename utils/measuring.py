@@ -90,7 +90,7 @@ def in_processes(calls: Mapping[Case, Call], rounds: int) -> dict[Case, list[Any
 
 
 def assert_equal(what: str, output: Tensor, reference: Tensor) -> float:
-    """Check that two outputs are equal, and return their difference as a share of the reference's norm.
+    """Check that two outputs are equal up to rounding; return their difference as a share of the reference's norm.
 
     Raises:
         RuntimeError: if they differ by more than rounding explains: what gives other outputs is not worth timing.

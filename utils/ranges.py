@@ -59,7 +59,8 @@ def check_ranges(config: Any) -> None:
             names the field, what would be right, and the value.
     """
     for name, annotation in get_type_hints(type(config), include_extras=True).items():
-        range_, value = range_of(annotation), getattr(config, name)
+        range_ = range_of(annotation)
+        value = getattr(config, name)
         if range_ is None or (value is None and types.NoneType in get_args(annotation)):
             continue
         whole = int in _types(annotation)

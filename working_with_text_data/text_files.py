@@ -275,7 +275,7 @@ def _read_separated(file: Path, separator: str) -> Stretches:
             yield ready, False, position
             rest, begins = rest[len(ready) :], False
     text = _trimmed(rest, begins)
-    if text or not begins or not n_ended:  # what follows the last separator is no document if it is empty
+    if text or not begins or not n_ended:  # what follows the last separator is a document unless it is empty
         yield text, True, position
 
 

@@ -202,7 +202,8 @@ def _measure(decoders: dict[str, Decoder | TheirDecoder], x_B1C: Tensor, rounds:
         flops = sum(decoding_flops(layer, BATCH, decoder.context + 1) for layer in ours.layers)
         nbytes = decoding_bytes(ours.layers, decoder.cached_bytes)
         times = spread(measured[name])
-        extra, power = peak_memory(works[name], device), mean_watts(works[name], device)
+        extra = peak_memory(works[name], device)
+        power = mean_watts(works[name], device)
         rows.append(
             {
                 "attention": name, "context": decoder.context, "dtype": dtype_name(dtype), "seconds": times,

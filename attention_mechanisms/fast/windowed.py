@@ -51,7 +51,7 @@ def attend_in_blocks(
 ) -> Tensor:
     """Return attention's output (B, H, T, D), for a mask for which `blocks_pay`.
 
-    The first queries, whose windows would begin before the first key that is no sink, are left to the kernel
+    The first queries, whose windows would begin before the first key that is not a sink, are left to the kernel
     `whole`. All blocks then look alike, and without documents and padding they share one small mask.
 
     Args:

@@ -140,7 +140,8 @@ def random_models(kinds: Mapping[str, GPTConfig], dtype: torch.dtype, device: to
             models[name] = GPT(config).eval().requires_grad_(False)
     memory = _noise(max(sum(map(_room, model.parameters())) for model in models.values()), dtype, device)
     for model in models.values():
-        state, begin = {}, 0
+        state = {}
+        begin = 0
         for name, weight in model.named_parameters():
             state[name] = memory[begin : begin + weight.numel()].view(weight.shape)
             begin += _room(weight)
@@ -173,12 +174,14 @@ def _measure(
     measured = interleaved(writers, rounds, device)
     rows = []
     for name, writer in writers.items():
-        config, context = kinds[name], writer.start + writer.new_tokens
+        config = kinds[name]
+        context = writer.start + writer.new_tokens
         held = range(writer.start, context)  # tokens in the cache before each step
         flops = sum(forward_flops(config, 1, 1, cached=cached) for cached in held)
         nbytes = sum(decoding_bytes(config, 1, cached + 1, dtype) for cached in held)
         weights, cache = weight_bytes(config, dtype), cache_bytes(config, 1, context, dtype)
-        extra, times = peak_memory(writer, device), spread(measured[name])
+        extra = peak_memory(writer, device)
+        times = spread(measured[name])
         rows.append(
             {
                 "size": size, "attention": name, "dtype": dtype_name(dtype), "parameters": n_parameters(config),

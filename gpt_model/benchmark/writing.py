@@ -69,7 +69,8 @@ def _measure(size: str, precision: Precision, rounds: int, device: torch.device,
     _check(writers, exact=precision == "float32")
     measured = interleaved(writers, rounds, device)
     baseline = measured.get(THEIRS)
-    config, dtype = model.config, DTYPES[precision]
+    config = model.config
+    dtype = DTYPES[precision]
     held = PROMPT_TOKENS + NEW_TOKENS // 2  # in the cache, on average
     rows: list[Row] = []
     for name, seconds in measured.items():
@@ -169,7 +170,8 @@ def measure_quality(run: Path) -> Row:
     """
     model, tokenizer = GPT.from_run(run), load_tokenizer(run)
     text = "".join(path.read_text(encoding="utf-8")[-HELD_OUT_CHARACTERS:] for path in sorted(CORPUS.glob("*.txt")))
-    ids, T = torch.tensor(tokenizer.encode(text)), model.config.context_length
+    ids = torch.tensor(tokenizer.encode(text))
+    T = model.config.context_length
     ids_NT = ids[: (len(ids) - 1) // T * T].view(-1, T)
     targets_NT = ids[1 : ids_NT.numel() + 1].view(-1, T)
     row: Row = {"run": run.name, "tokens": ids_NT.numel()}

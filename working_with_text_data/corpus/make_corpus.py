@@ -52,7 +52,8 @@ def string_vector(entry: bytes) -> list[str] | None:
     """Return the strings of a serialized R character vector, or None if the entry holds something else."""
     if entry[:2] != b"X\n":
         raise ValueError("not R's XDR serialization: it must begin with 'X\\n'")
-    version, at = struct.unpack_from(">i", entry, 2)[0], 14
+    version = struct.unpack_from(">i", entry, 2)[0]
+    at = 14
     if version == 3:  # version 3 adds the name of the native encoding
         at += 4 + struct.unpack_from(">i", entry, at)[0]
     flags, count = struct.unpack_from(">ii", entry, at)

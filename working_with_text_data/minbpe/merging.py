@@ -21,7 +21,7 @@ HEAP_LENGTH = 100  # pieces of more bytes are merged with a heap; below it the p
 BLOCK_LENGTH = 48  # bytes of a very long piece that are merged together
 BLOCKS_LENGTH = 512  # pieces of more bytes are merged in blocks
 MOST_REMEMBERED = 4096  # blocks, and pairs of neighbours
-NEVER = 1 << 62  # the rank of what is no token
+NEVER = 1 << 62  # the rank of what is not a token
 BYTES = [bytes([i]) for i in range(256)]
 
 
@@ -151,7 +151,8 @@ def _encode_in_blocks(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int,
 
     ids = array("H")  # two bytes each, for as long as that is enough
     for start in range(0, len(piece), BLOCK_LENGTH):
-        block, n_back = piece[start : start + BLOCK_LENGTH], 1
+        block = piece[start : start + BLOCK_LENGTH]
+        n_back = 1
         while ids and not fit(ids[-1], merged(block)[0]):
             block = b"".join([vocab[id_] for id_ in ids[-n_back:]]) + block
             del ids[-n_back:]

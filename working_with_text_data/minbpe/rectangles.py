@@ -44,7 +44,8 @@ def rectangle(
     mask_BT = np.zeros((len(rows), length), dtype=bool)
     for i, row in enumerate(rows):
         place = slice(0, len(row)) if pad == "right" else slice(length - len(row), length)
-        ids_BT[i, place], mask_BT[i, place] = row, True
+        ids_BT[i, place] = row
+        mask_BT[i, place] = True
     if tensors:
         import torch
 

@@ -54,7 +54,8 @@ class Trie:
 
     def longest_match(self, data: bytes, start: int = 0) -> tuple[int, int] | None:
         """Return the id of the longest token that `data` goes on with at `start`, and its end; None if none does."""
-        node, found = 0, None
+        node = 0
+        found = None
         for end in range(start + 1, len(data) + 1):
             child = self.children[node].get(data[end - 1])
             if child is None:

@@ -67,7 +67,8 @@ def _jobs(documents: Iterable[str], cuts: Cuts | None) -> Iterator[list[bytes]]:
             size += len(part)
             if size >= JOB_SIZE:
                 yield job
-                job, size = [], 0
+                job = []
+                size = 0
     yield job
 
 

@@ -71,12 +71,15 @@ def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
             part = next(parts)
             for following in parts:
                 yield [*job, (part, False)]
-                job, size, part = [], 0, following
+                job = []
+                size = 0
+                part = following
             job.append((part, True))
             size += len(part)
             if size >= JOB_SIZE:
                 yield job
-                job, size = [], 0
+                job = []
+                size = 0
     except Exception:  # a text cannot be read: those before it are not lost
         if job:
             yield job

@@ -22,7 +22,8 @@ def map_in_order(
 ) -> Iterator[Any]:
     """Yield what `map` would, done by the pool's workers; no more than `ahead` jobs are taken before their results."""
     futures: deque[Future] = deque()
-    iterator, failure = iter(jobs), None
+    iterator = iter(jobs)
+    failure = None
     while failure is None:
         try:
             futures.append(pool.submit(function, next(iterator)))
@@ -43,7 +44,7 @@ def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any)
     """Yield a pool of processes that have called `initializer(*arguments)`, and end them when the block is left.
 
     On Linux they are forks of this process, which start at once and share its memory. They run Python and
-    NumPy only, so the threads of other libraries, which a fork leaves behind, are no danger to them.
+    NumPy only, so it does not matter that a fork leaves the threads of other libraries behind.
     """
     context = multiprocessing.get_context(START_METHOD)
     pool = ProcessPoolExecutor(workers, context, _begin, (initializer, arguments))

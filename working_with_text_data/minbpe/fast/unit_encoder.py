@@ -59,7 +59,8 @@ class UnitEncoder:
         for text in texts:
             if joined and size + len(text) > CHUNK:
                 yield from self._encode_joined(joined)
-                joined, size = [], 0
+                joined = []
+                size = 0
             if len(text) > CHUNK:
                 yield self.encode(text)
             else:

@@ -22,6 +22,7 @@ import numpy as np
 
 CHUNK = 2**18  # bytes that are worked on together: small enough for the processor's cache
 SPAN = 2**20  # bytes in which bounds are looked for together
+FIRST_LOOK = 4096  # bytes at the end of a part in which a cut is looked for first
 TABLE_BITS = 19
 KEY_LENGTH = 15  # bytes of a unit that the table can hold
 LONGEST = 64  # bytes of a unit that the dictionary can hold
@@ -93,7 +94,9 @@ class Cuts:
         Where the pattern has a `before` rule, a part never ends in the rule's first class, unless the text does:
         white space there is in pieces that depend on what follows.
         """
-        start, length, look_at = 0, size, 4096  # bytes at the end of a part in which a cut is looked for
+        start = 0
+        length = size
+        look_at = FIRST_LOOK
         while len(text) - start > length:
             look_at = min(look_at, length)
             window = text[start + length - look_at : start + length]
@@ -102,7 +105,9 @@ class Cuts:
             if cut is not None:
                 end = start + length - look_at + cut
                 yield text[start:end]
-                start, length, look_at = end, size, 4096
+                start = end
+                length = size
+                look_at = FIRST_LOOK
             elif look_at < length:
                 look_at *= 16
             else:
@@ -116,7 +121,8 @@ class Cuts:
         Raises:
             UnicodeEncodeError: for a lone surrogate; its `object` is the whole text.
         """
-        rest, start = b"", 0
+        rest = b""
+        start = 0
         while start < len(text):
             step = max(size, len(rest))  # longer and longer as long as a unit does not end
             try:
