@@ -7,6 +7,7 @@ resumes after an interruption.
 
 import json
 import logging
+import shlex
 import sys
 import tempfile
 import textwrap
@@ -242,7 +243,7 @@ def summary(results: dict[str, Any], run: Path) -> str:
         f"  saved             {run}/: model.safetensors, bpe.json, snapshots/, metrics.jsonl, loss.svg, results.json",
         "",
         "Next:",
-        f'  {python} -m gpt_model.generate --run {run} --prompt "Emma was"  # let it write',
+        f'  {python} -m gpt_model.generate --run {shlex.quote(str(run))} --prompt "Emma was"  # let it write',
         f"  {python} -m pretraining.simple --help  # train on your own text",
         "  make notebook  # see how each part works",
     ]

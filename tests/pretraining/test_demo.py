@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt_model import GPT
+from pretraining import demo as demo_script
 from pretraining.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,3 +64,8 @@ def test_interrupt_resume_show_and_start_over(tmp_path: Path) -> None:
     assert not (out / "results.json").exists()
     process.kill()
     process.communicate()
+
+
+def test_the_next_command_can_be_pasted() -> None:
+    measured = json.loads((Path(demo_script.__file__).parent / "results" / "demo.json").read_bytes())["runs"][0]
+    assert "--run 'my runs/demo' --prompt" in demo_script.summary(measured, Path("my runs/demo"))
