@@ -1,6 +1,5 @@
 """The files in a model's folder, tensors and JSON: read without running code, and never as something else."""
 
-import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -11,9 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from utils.files import InputError, printable, read_json
-
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+from utils.files import InputError, printable, read_json, refuse_lfs_pointer
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -49,7 +46,6 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is damaged, or holds no object.
     """
-    refuse_lfs_pointer(path)
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} is damaged: it must hold an object")
@@ -59,14 +55,6 @@ def read_object(path: Path) -> dict[str, Any]:
 def is_mappable(file: Path) -> bool:
     """Return whether a file can be mapped into memory; what PyTorch wrote before 1.6 cannot."""
     return file.suffix == ".safetensors" or zipfile.is_zipfile(file)
-
-
-def refuse_lfs_pointer(file: Path) -> None:
-    """Raise an InputError if a file only says where Git LFS keeps the real one."""
-    with file.open("rb") as opened:
-        start = opened.read(len(LFS_POINTER))
-    if start == LFS_POINTER:
-        raise InputError(f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in {file.parent}")
 
 
 def check_finite(tensor: Tensor, name: str, file: Path) -> None:
@@ -80,6 +68,6 @@ def _reason(error: Exception) -> str:
     """Return why `torch.load` refused, without its advice to load the file in a way that runs code."""
     if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
         return f"it names {printable(found[1])}, and to load more than tensors could run code that came with them"
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+    if not isinstance(error, (OSError, RuntimeError)) or "weights_only" in str(error):
         return "it is damaged, or something else"
     return printable((str(error) or type(error).__name__).splitlines()[0])

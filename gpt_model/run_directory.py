@@ -71,11 +71,11 @@ def is_made_with(run: Path, tokenizer: Tokenizer) -> bool:
 def identity(tokenizer: Tokenizer) -> str:
     """Return a checksum of all that decides a tokenizer's ids, in hexadecimal.
 
-    How its file is laid out does not matter. Runs store it: their weights mean nothing with any other tokenizer, even
-    one of the same size.
+    Neither its class nor the form of its file matters: whatever it was read from, it merges by its vocabulary. Runs
+    store it, since their weights mean nothing with any other tokenizer, even one of the same size.
     """
-    kind = type(tokenizer).__name__
-    content = [kind, tokenizer.settings(), tokenizer.tokens_as_json(), tokenizer.special_tokens]
+    vocab = {id_: token.decode("latin-1") for id_, token in tokenizer.vocab.items()}
+    content = [tokenizer.settings(), vocab, tokenizer.special_tokens]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()
 
 

@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpt_model.model_files import read_object, refuse_lfs_pointer
-from utils.files import InputError
+from gpt_model.model_files import read_object
+from utils.files import InputError, refuse_lfs_pointer
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, RankTokenizer
 from working_with_text_data.minbpe.interop import byte_letters
 

@@ -29,7 +29,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().splitlines() if path.exists() else []
     entries = [entry for line in lines if (entry := _entry(line)) is not None]
     if len(entries) < len(lines):
-        log.warning("%s: %s damaged lines of %s are left out", path, len(lines) - len(entries), len(lines))
+        log.warning("%s: damaged lines are left out, %s of %s", path, len(lines) - len(entries), len(lines))
     return entries
 
 

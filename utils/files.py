@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 class InputError(Exception):
     """What the user gave is wrong. The message is one line: the value, and what would be right.
@@ -57,8 +59,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        InputError: if it is not JSON, not UTF-8, or nested more deeply than can be read.
+        InputError: if it is not JSON, not UTF-8, nested more deeply than can be read, or no regular file: reading a
+            pipe might not end.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file")
+    refuse_lfs_pointer(path)
     content = path.read_bytes()
     try:
         return json.loads(content)
@@ -66,6 +72,14 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged: its brackets are nested too deeply") from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: {printable(str(error))}") from error
+
+
+def refuse_lfs_pointer(file: Path) -> None:
+    """Raise an InputError if a file only says where Git LFS keeps the real one."""
+    with file.open("rb") as opened:
+        start = opened.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise InputError(f"{file} is a Git LFS pointer, not the file itself: run git lfs pull in {file.parent}")
 
 
 def printable(text: str) -> str:

@@ -10,10 +10,19 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
+from gpt_model.run_directory import identity
 from gpt_model.tokenizer_files import read_tokenizer
 from tests.mutations import MUTATIONS, hurt
 from utils.files import InputError
-from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, GPT2Tokenizer, RegexTokenizer
+from working_with_text_data.minbpe import (
+    GPT2_PATTERN,
+    GPT4_PATTERN,
+    BasicTokenizer,
+    GPT2Tokenizer,
+    RankTokenizer,
+    RegexTokenizer,
+    Tokenizer,
+)
 from working_with_text_data.minbpe.interop import byte_letters, to_huggingface
 
 TEXTS = ("", " ", "It is a truth\n\n  universally 1813 acknowledged, don't", "naïve 👩‍👧 \x00 <|endoftext|>")
@@ -42,9 +51,30 @@ def test_what_we_write_is_read_back(pattern: str, normalization: Any, persuasion
     found = read_tokenizer(tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert (found.vocab, found.special_tokens, found.pattern) == (ours.vocab, ours.special_tokens, ours.pattern)
+    assert identity(found) == identity(ours)
     for text in (*TEXTS, persuasion[20_000:30_000]):
         ids = found.encode(text, allowed_special="all")
         assert ids == ours.encode(text, allowed_special="all") == theirs.encode(text)
+
+
+def test_an_identity_is_of_all_that_decides_ids(persuasion: str, tmp_path: Path) -> None:
+    text = persuasion[:5_000]
+    more, other, basic = trained(text, GPT2_PATTERN), RegexTokenizer(GPT2_PATTERN), BasicTokenizer()
+    more.add_special_tokens("<|system|>")
+    other.train(text, 400)
+    other.add_special_tokens("<|user|>", "<|endoftext|>")  # with each other's ids
+    basic.train(text, 400)
+    tokenizers = [
+        *(trained(text, pattern, form) for pattern in (GPT2_PATTERN, GPT4_PATTERN) for form in (None, "NFC", "NFKC")),
+        trained(text[1_000:], GPT2_PATTERN), more, other, basic, GPT2Tokenizer(),
+    ]  # fmt: skip
+    identities = [identity(tokenizer) for tokenizer in tokenizers]
+    assert len(set(identities)) == len(tokenizers)
+    for tokenizer, expected in zip(tokenizers, identities, strict=True):
+        tokenizer.save(tmp_path / "bpe.json")
+        assert identity(Tokenizer.load(tmp_path / "bpe.json")) == expected
+    gpt2 = tokenizers[-1]
+    assert identity(RankTokenizer(gpt2.ranks, GPT2_PATTERN, gpt2.special_tokens)) == identities[-1]
 
 
 def write_older_form(tokenizer: RegexTokenizer, folder: Path) -> None:

@@ -304,7 +304,7 @@ class TestRunDirectories:
         (run / "metrics.jsonl").write_bytes(sound + torn)
         assert simple.main(tiny(data, run, snapshot_every=6))
         assert (run / "metrics.jsonl").read_bytes() == sound
-        assert "metrics.jsonl: 7 damaged lines of 10 are left out" in caplog.text
+        assert "metrics.jsonl: damaged lines are left out, 7 of 10" in caplog.text
         assert not list(run.rglob(".*"))
 
     def test_a_kill_before_the_first_checkpoint(self, data: Path, tmp_path: Path) -> None:

@@ -76,3 +76,20 @@ def test_damaged_json_is_one_line_that_names_the_file(tmp_path: Path, content: b
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:
     assert printable("a\x1b[2Jb\n\u202e\u200bé 日") == r"a\x1b[2Jb\n\u202e\u200bé 日"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path(os.devnull)):
+        with pytest.raises(InputError, match=r"^\S+ is not a regular file$"):
+            read_json(path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "bpe.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 548105171\n")
+    with pytest.raises(InputError, match="is a Git LFS pointer, not the file itself: run git lfs pull in"):
+        read_json(path)
