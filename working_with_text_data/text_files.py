@@ -339,8 +339,11 @@ def _read_parquet(file: Path) -> Stretches:
     try:
         # pyarrow by default reads the whole file ahead, and a column's share of each row group at once
         with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as table:
-            if "text" not in table.schema_arrow.names:
-                raise InputError(f'{file} has no "text" column, only {_listed(table.schema_arrow.names)}')
+            names = table.schema_arrow.names
+            if "text" not in names:
+                raise InputError(f'{file} has no "text" column, only {_listed(names)}')
+            if names.count("text") > 1:
+                raise InputError(f'{file} has {names.count("text")} columns "text": which one is meant?')
             for batch in table.iter_batches(ROWS_AT_ONCE, columns=["text"]):
                 for value in batch.column("text"):
                     row += 1

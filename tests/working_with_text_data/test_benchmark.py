@@ -57,9 +57,18 @@ def test_growth_is_the_exponent() -> None:
     assert benchmark._growth([1, 10, 100], times)["exponent"] == pytest.approx(1.5)
 
 
-def test_a_missing_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"^there is no file or folder {tmp_path / 'none.txt'}$"):
-        benchmark.main(benchmark.Config(texts=(tmp_path / "none.txt",)))
+def test_texts_that_cannot_be_measured(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "lines").mkdir()
+    (tmp_path / "lines" / "a.jsonl").write_text('{"text": "a"}')
+    for path, message in [
+        (tmp_path / "none.txt", f"there is no file or folder {tmp_path / 'none.txt'}"),
+        (Path("/dev/zero"), "/dev/zero is a pipe, a device or the like"),
+        (tmp_path / "empty.txt", "empty.txt holds no text"),
+        (tmp_path / "lines", "lines holds no text: give .* a folder of .txt"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            benchmark.main(benchmark.Config(texts=(path,)))
 
 
 def test_committed_results_meet_what_the_chapter_claims() -> None:

@@ -228,6 +228,10 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
         parquet.write_table(pyarrow.table({column: values}), file)
         with pytest.raises(InputError, match=rf"a\.parquet.*{message}"):
             list(read_documents(file))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, file)
+    with pytest.raises(InputError, match=r'a\.parquet has 2 columns "text": which one is meant\?'):
+        list(read_documents(file))
     latin = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\4\0\0\0"), pyarrow.py_buffer(b"caf\xe9"))
     parquet.write_table(pyarrow.table({"text": latin}), file)
     with pytest.raises(InputError, match=r"a\.parquet, row 1 is not UTF-8 text: byte 3 is 0xe9"):

@@ -1,6 +1,7 @@
 """Ours as tiktoken's and Hugging Face's, theirs as ours; rectangles; several processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -369,6 +370,20 @@ class TestProcesses:
                 GPT2Tokenizer().encode_batch(["fine", text], workers=2)
         with pytest.raises(InputError, match="workers must be at least 1, got 0"):
             GPT2Tokenizer().encode_batch(["fine"], workers=0)
+
+    def test_a_killed_worker_is_named(self) -> None:
+        def texts() -> Any:
+            yield "a few words " * 200_000
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            yield from ["a few words " * 200_000] * 5
+
+        for work in (
+            lambda: list(encode_stream(GPT2Tokenizer(), texts(), 2)),
+            lambda: RegexTokenizer().train(texts(), 300, workers=2),
+        ):
+            with pytest.raises(InputError, match="a worker process was killed, .* give fewer --workers"):
+                work()
 
     @pytest.mark.parametrize("pattern", [GPT2_PATTERN, GPT4_PATTERN, r"\s+|\S+"])
     def test_merges_do_not_depend_on_the_number_that_count(self, pattern: str, persuasion: str) -> None:

@@ -22,7 +22,7 @@ from utils.measuring import Call, Case, Row, check_folders, exponent, in_process
 from utils.ranges import Range, check_ranges
 from working_with_text_data.benchmark import cases
 from working_with_text_data.benchmark.figures import draw_all, tables
-from working_with_text_data.text_files import CORPUS
+from working_with_text_data.text_files import CORPUS, find_files
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,9 @@ def main(config: Config) -> None:
         InputError: if a text or a package is missing, results cannot be stored, or there is nothing to show.
     """
     for path in config.texts:
-        if not path.exists():
-            raise InputError(f"there is no file or folder {path}")
+        find_files(path)
+        if not next(cases.texts(path), ""):
+            raise InputError(f"{path} holds no text: give a file of text, JSON lines or parquet, or a folder of .txt")
     check_folders(config.results, config.figures)
     parts: dict[str, Callable[[Config], Row]] = {
         "encoding": measure_encoding, "batch": measure_batch, "steps": measure_steps, "training": measure_training,

@@ -10,8 +10,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
+
+from utils.files import InputError
 
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 JOB_SIZE = 2**20  # bytes that are sent to a worker together
@@ -45,6 +48,9 @@ def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any)
 
     On Linux they are forks of this process, which start at once and share its memory. They run Python and
     NumPy only, so it does not matter that a fork leaves the threads of other libraries behind.
+
+    Raises:
+        InputError: if one of them is killed.
     """
     context = multiprocessing.get_context(START_METHOD)
     pool = ProcessPoolExecutor(workers, context, _begin, (initializer, arguments))
@@ -53,6 +59,10 @@ def worker_pool(workers: int, initializer: Callable[..., None], *arguments: Any)
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forks beside threads
             pool.submit(int).result()  # starts them
         yield pool
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was killed, as the system does when memory runs out: give fewer --workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
