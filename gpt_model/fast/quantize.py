@@ -12,6 +12,7 @@ is left, x ~ unit * (128 coarse + fine): 14 bits, where bfloat16 has 8. Both sha
 Shapes: O outputs, I inputs, N rows of x.
 """
 
+import functools
 import itertools
 import weakref
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from attention_mechanisms import MultiHeadLatentAttention
 
 LARGEST_INTEGER = 127  # not -128, so that the grid is symmetric
+ZERO_POINT = 128  # what a signed byte is moved by to become an unsigned one
 
 # Integers in the layout that the processor's instructions want. A compiled program cannot be handed a tensor of such
 # a layout, so it is handed a number, under which `integer_product` finds it.
@@ -48,10 +50,7 @@ def split(x_NI: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("gpt_model::integer_product", mutates_args=())
 def integer_product(x_NI: Tensor, scale_O: Tensor, number: int) -> Tensor:
     """Return scale * (x W^T), W being the packed integers of this number: (N, O), float32."""
-    zero_O = torch.zeros(len(scale_O), dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
-        x_NI, 1.0, 0, _packed[number], scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
-    )
+    return _multiply(x_NI, scale_O, _packed[number])
 
 
 @integer_product.register_fake
@@ -59,15 +58,35 @@ def _(x_NI: Tensor, scale_O: Tensor, number: int) -> Tensor:
     return scale_O.new_empty(x_NI.shape[0], scale_O.shape[0])
 
 
-def pack(quantized_OI: Tensor) -> int | None:
-    """Return the number by which `integer_product` finds these integers; None where PyTorch has no such product."""
-    if quantized_OI.device.type != "cpu":
-        return None
+def _multiply(x_NI: Tensor, scale_O: Tensor, packed: Tensor) -> Tensor:
+    # Processors without matrix instructions multiply unsigned bytes by signed ones. So x goes in with 128 added and
+    # that as its zero point; as signed bytes, oneDNN would compute the same 2,000 times slower there.
+    unsigned_NI = x_NI.view(torch.uint8) ^ ZERO_POINT
+    zero_O = torch.zeros(len(scale_O), dtype=torch.int32)
+    return torch.ops.onednn.qlinear_pointwise(
+        unsigned_NI, 1.0, ZERO_POINT, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+@functools.cache
+def products_are_exact() -> bool:
+    """Return whether PyTorch has an integer product here that is exact.
+
+    It may be built without oneDNN, and old processors add pairs of products up in 16 bits, which overflow.
+    """
+    largest = torch.full((64, 64), LARGEST_INTEGER, dtype=torch.int8)
     try:
-        packed = torch.ops.onednn.qlinear_prepack(quantized_OI, None)
-    except (AttributeError, RuntimeError):  # built without oneDNN, or for a processor that it does not know
+        product = _multiply(largest, torch.ones(64), torch.ops.onednn.qlinear_prepack(largest, None))
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((product == 64 * LARGEST_INTEGER**2).all())
+
+
+def pack(quantized_OI: Tensor) -> int | None:
+    """Return the number by which `integer_product` finds these integers; None where there is no exact product."""
+    if quantized_OI.device.type != "cpu" or not products_are_exact():
         return None
-    _packed[number := next(_numbers)] = packed
+    _packed[number := next(_numbers)] = torch.ops.onednn.qlinear_prepack(quantized_OI, None)
     return number
 
 

@@ -1,7 +1,11 @@
 """Fast decoding gives what the model gives, for every kind of attention, compiled and not; int8 by its definition."""
 
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,6 +239,17 @@ class TestInt8:
         coarse_NI, fine_NI = x_2NI.float().chunk(2)
         off_NI = x_NI - unit_N1 * (128 * coarse_NI + fine_NI)
         assert (off_NI.abs() <= x_NI.abs().amax(dim=1, keepdim=True) / 2**14).all()
+
+    @pytest.mark.skipif(not quantize.products_are_exact(), reason="no integer products here")
+    def test_the_product_takes_no_slow_way(self) -> None:
+        """oneDNN has a fast kernel for these types here, or one that takes 2,000 times as long; it says which."""
+        code = "import torch; from gpt_model.fast.quantize import Int8Linear; "
+        code += "Int8Linear(torch.nn.Linear(64, 64))(torch.ones(2, 64))"
+        verbose = {**os.environ, "ONEDNN_VERBOSE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=verbose)
+        products = [line for line in result.stdout.splitlines() if ",exec,cpu,matmul," in line]
+        assert products
+        assert not [line for line in products if "ref" in line.split(",")[6]], products
 
     @pytest.mark.parametrize("bias", [True, False])
     def test_one_row_and_many_give_what_the_rounded_matrix_gives(self, bias: bool) -> None:
