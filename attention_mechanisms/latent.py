@@ -26,14 +26,6 @@ from attention_mechanisms.rotary import rotate, rotation
 FORMS = ("auto", "naive", "absorbed")
 
 
-class LatentNorm(nn.RMSNorm):
-    """RMSNorm in its weight's precision: under autocast latents are bfloat16, and the fused kernel wants one dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise, and return the result in the dtype of x."""
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
-
-
 class MultiHeadLatentAttention(nn.Module):
     """Attends through a latent. Each head has D channels without position, for keys and for values.
 
@@ -185,3 +177,11 @@ class MultiHeadLatentAttention(nn.Module):
             dtype=weight.dtype,
             device=weight.device,
         )
+
+
+class LatentNorm(nn.RMSNorm):
+    """RMSNorm in its weight's precision: under autocast latents are bfloat16, and the fused kernel wants one dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, and return the result in the dtype of x."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)

@@ -1,12 +1,16 @@
 """Byte-pair encoding on one page, as a textbook has it: nothing remembered, everything counted anew.
 
-Three rounds of training on one word. "aa" is the most frequent pair (4 times, overlaps counted), then "aa"+"a" and
-"a"+"b" stand there twice each, and so on; each round writes a new token, 256 and up, for the pair it merges:
+Three rounds of training on one word. Each counts all pairs and writes a new token, 256 and up, for the best one:
+
+    a a a b d a a a b a c       "a" + "a" occurs 4 times, overlaps counted
+    aa a b d aa a b a c         "aa" + "a" and "a" + "b" occur twice each; of equals, the greater first half is taken
+    aaa b d aaa b a c           "aaa" + "b" occurs twice
+    aaab d aaab a c
 
     >>> merges = train([b"aaabdaaabac"], n_merges=3)
     >>> merges
     {(97, 97): 256, (256, 97): 257, (257, 98): 258}
-    >>> encode(b"aaabdaaabac", merges)      # aaab d aaab a c
+    >>> encode(b"aaabdaaabac", merges)
     [258, 100, 258, 97, 99]
 
 It is too slow for more than a page or two of text, and easy to believe. The tests hold the fast code against it.
