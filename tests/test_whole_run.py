@@ -58,7 +58,7 @@ def finish(record: Path, exit_status: int = 0, **peaks: int) -> int:
 
 
 def test_too_much_memory_fails_the_run(tmp_path: Path) -> None:
-    assert finish(tmp_path / "record.json", gw0=2_999_000_000, gw1=3_001_000_000) == pytest.ExitCode.TESTS_FAILED
+    assert finish(tmp_path / "record.json", gw0=3_999_000_000, gw1=4_001_000_000) == pytest.ExitCode.TESTS_FAILED
     assert not list(tmp_path.iterdir())
 
 
