@@ -126,7 +126,8 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
             f"{sum(p.numel() for p in engine.model.parameters()):,}",
             _how(config, world),
         )
-    torch.manual_seed(config.seed + world.rank)  # each process drops other activations
+    if not world.is_main:
+        torch.manual_seed(config.seed + world.rank)  # each process drops other activations
     finished = fit(
         engine, batches, validation, make_schedule(config), config.out, plan, make_callbacks(config, engine, validation)
     )
