@@ -9,6 +9,7 @@ a network is gone, says so once, and training goes on.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -59,21 +60,20 @@ def check_trackers(names: Sequence[str]) -> None:
             raise InputError(f"the tracker {name} needs a package that is not installed: {install}")
 
 
-def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any], *, step: int = 0) -> list[Tracker]:
+def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> list[Tracker]:
     """Return the trackers of a run, the file of JSON lines first; those of a resumed run go on where they were.
 
     Args:
         names: of the trackers beside that file, "tensorboard" or "wandb".
         run: the run directory, where all of them write.
         config: the settings of the run, for trackers that show them.
-        step: how many steps the run has taken. TensorBoard hides what was logged of later ones, which come again.
 
     Raises:
         InputError: for a tracker that is not known or not installed, before anything is written.
     """
     check_trackers(names)
     settings = json.loads(json.dumps(dict(config), default=str))
-    opened = {name: TRACKERS[name](run, settings, step) for name in names}
+    opened = {name: TRACKERS[name](run, settings) for name in names}
     lenient: list[Tracker] = [_Lenient(METRICS, _JsonLines(run / METRICS))]
     return lenient + [_Lenient(name, tracker) for name, tracker in opened.items()]
 
@@ -133,25 +133,31 @@ class _JsonLines:
 class _TensorBoard:
     """Event files in the run's folder tensorboard/, for `tensorboard --logdir RUN`."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any], step: int) -> None:
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-        self.writer.add_text("config", f"    {json.dumps(config, indent=1)}".replace("\n", "\n    "))  # Markdown's code
+        self.begin = functools.partial(SummaryWriter, str(run / "tensorboard"))
+        self.config = f"    {json.dumps(config, indent=1)}".replace("\n", "\n    ")  # code, as Markdown has it
+        self.writer: SummaryWriter | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.writer is None:
+            # What an earlier process logged of this step and of later ones is hidden: they come again.
+            self.writer = self.begin(purge_step=step)
+            self.writer.add_text("config", self.config)
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
         self.writer.flush()  # so that people see it now, and a full disk shows now
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class _WeightsAndBiases:
     """A run of Weights & Biases, kept in the run's folder wandb/ if nobody is logged in."""
 
-    def __init__(self, run: Path, config: Mapping[str, Any], step: int) -> None:
+    def __init__(self, run: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
         # Links lead out of the run directory, and what is printed is none of its business.
@@ -195,7 +201,7 @@ class _WeightsAndBiases:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,
 }

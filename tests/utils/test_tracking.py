@@ -91,7 +91,7 @@ def test_tensorboard_shows_each_number_at_its_step_and_the_settings(tmp_path: Pa
 
 def test_tensorboard_forgets_the_steps_that_a_resumed_run_takes_again(tmp_path: Path) -> None:
     for begun, loss in ((0, 3.0), (20, 2.0)):
-        trackers = open_trackers(["tensorboard"], tmp_path, {}, step=begun)
+        trackers = open_trackers(["tensorboard"], tmp_path, {})
         for step in range(begun + 10, 50, 10):
             trackers[1].log(step, {"loss": loss})
         trackers[1].close()
@@ -189,7 +189,7 @@ def test_weights_and_biases_is_offline_without_a_login_or_a_server_and_a_resumed
     def go_on(begun: int, steps: int) -> list[str]:
         """Log some steps; return what was said."""
         caplog.clear()
-        trackers = open_trackers(["wandb"], run, {"lr": 0.5, "data": Path("a")}, step=begun)
+        trackers = open_trackers(["wandb"], run, {"lr": 0.5, "data": Path("a")})
         for step in range(begun + 10, begun + steps + 10, 10):
             for tracker in trackers:
                 tracker.log(step, {"loss": step / 8})
