@@ -18,6 +18,7 @@ from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, delete_ours
+from utils.tracking import TRACKER_FILES
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
 
@@ -29,7 +30,7 @@ RUN_FILES = (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
-    "metrics.jsonl",
+    *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
     "results.json",
