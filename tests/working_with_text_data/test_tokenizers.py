@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, BasicTokenizer, RegexTokenizer, Tokenizer, merging
+from working_with_text_data.minbpe.fast import long_pieces
+from working_with_text_data.minbpe.fast.long_pieces import PieceEncoder
 from working_with_text_data.minbpe.merging import NEVER, _merge_with_heap, merge
 from working_with_text_data.text_files import CORPUS
 
@@ -121,8 +123,8 @@ def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], 
     ranks = {token: i for i, token in enumerate([*merging.BYTES, *tokens])}
     vocab = {i: token for token, i in ranks.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "BLOCK_LENGTH", block_length)
-        ids = merging._encode_in_blocks(text, ranks, vocab)
+        patch.setattr(long_pieces, "BLOCK_LENGTH", block_length)
+        ids = PieceEncoder(ranks, vocab, math.inf).encode(text, goes_on=False)
     assert [vocab[id_] for id_ in ids] == merging.merge_by_rank(text, ranks)
 
 
@@ -137,7 +139,7 @@ def test_a_long_word_takes_the_memory_and_time_of_its_length(trained: dict[str, 
         tracemalloc.stop()
         assert peak < 20e6, "about 80 bytes per byte, if all tokens of a piece were Python objects at once"
         assert tokenizer.decode(ids) == word
-        end = word[-merging.BLOCKS_LENGTH :]  # which is merged as a whole
+        end = word[-long_pieces.BLOCKS_LENGTH :]  # which is merged as a whole
         assert tokenizer.encode_ordinary(end)[-30:] == ids[-30:].tolist()
 
 
