@@ -23,9 +23,7 @@ from working_with_text_data.minbpe.unicode_classes import compile_pattern
 from working_with_text_data.text_files import Part
 
 PART_LENGTH = 2**20  # characters, about, where there are places to cut
-LOOK_AHEAD = (
-    3  # characters after a piece that decide where it ends, white space excepted: of "'ll" an apostrophe is one
-)
+LOOK_AHEAD = 3  # characters after a piece that tell where it ends: an apostrophe alone, or the piece "'ll"
 
 
 def at_sure_cuts(parts: Iterable[Part], tokenizer: Tokenizer) -> Iterator[Part]:

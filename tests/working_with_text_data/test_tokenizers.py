@@ -1,6 +1,7 @@
 """Round trips, special tokens, files, and equality with independent encoders."""
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -126,6 +127,34 @@ def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], 
         patch.setattr(long_pieces, "BLOCK_LENGTH", block_length)
         ids = PieceEncoder(ranks, vocab, math.inf).encode(text, goes_on=False)
     assert [vocab[id_] for id_ in ids] == merging.merge_by_rank(text, ranks)
+
+
+@given(
+    learned_from=st.text("ab ", max_size=200),
+    n_merges=st.integers(1, 8),
+    text=st.text("ab ", max_size=300),
+    length=st.integers(1, 50),
+    block_length=st.integers(1, 9),
+)
+@settings(deadline=None)
+@example("a" * 64, 3, "a" * 100, 7, 3)
+@example("ab" * 20 + "ba", 4, "ab" * 50, 3, 2)
+def test_ids_given_away_before_the_piece_ends_are_those_of_the_whole(
+    learned_from: str, n_merges: int, text: str, length: int, block_length: int
+) -> None:
+    tokenizer = BasicTokenizer()
+    tokenizer.train(learned_from, 256 + n_merges)
+    look_ahead = sum(len(token) for token in tokenizer.ranks if len(token) > 1)
+    encoder = PieceEncoder(tokenizer.ranks, tokenizer.vocab, look_ahead)
+    ids: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_pieces, "BLOCK_LENGTH", block_length)
+        for start in range(0, len(text), length):
+            ids += encoder.encode(text[start : start + length].encode(), goes_on=True)
+            n_waiting = start + length - len(tokenizer.decode_bytes(ids))
+            assert n_waiting < look_ahead + length + max(map(len, tokenizer.ranks)), "no more is kept back than need be"
+    ids += encoder.encode(b"", goes_on=False)
+    assert [tokenizer.vocab[id_] for id_ in ids] == merging.merge_by_rank(text.encode(), tokenizer.ranks)
 
 
 @pytest.mark.parametrize("kind", KINDS)

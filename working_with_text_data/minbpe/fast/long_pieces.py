@@ -87,7 +87,7 @@ class PieceEncoder:
         return ids
 
     def _add(self, block: bytes) -> int:
-        """Add a block, merged with as many of the last tokens as it changes; return the bytes of the first new token."""
+        """Add a block, merged with the last tokens as far as it changes them; return the first new one's length."""
         ids, vocab = self._ids, self.vocab
         new = self._merged_before(block)
         n_back = 1
