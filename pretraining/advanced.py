@@ -41,6 +41,7 @@ from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory
 from utils.locks import alone
 from utils.outputs import check_writable
+from utils.tracking import open_trackers
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.train_tokenizer import END_OF_TEXT
 
@@ -128,9 +129,13 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
         )
     if not world.is_main:
         torch.manual_seed(config.seed + world.rank)  # each process drops other activations
-    finished = fit(
-        engine, batches, validation, make_schedule(config), config.out, plan, make_callbacks(config, engine, validation)
-    )
+    trackers = open_trackers(config.trackers, config.out, vars(config)) if world.is_main else []
+    callbacks = make_callbacks(config, engine, validation)
+    try:
+        finished = fit(engine, batches, validation, make_schedule(config), config.out, plan, callbacks, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.close()
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)

@@ -46,8 +46,8 @@ def freed_memory_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_one_process_takes_the_steps_of_the_simple_trainer(data: Path, tmp_path: Path, optimizer: str) -> None:
-    """Loss for loss, and bit for bit, with dropout and in micro-batches."""
-    changes = {"optimizer": optimizer, "dropout": 0.1, "weight_decay": 0.1, "micro_batch_size": 2, "min_lr": 0.0}
+    """Loss for loss, and bit for bit, dropout included."""
+    changes = {"optimizer": optimizer, "dropout": 0.1, "weight_decay": 0.1, "steps": 20}
     config = tiny_advanced(data, tmp_path / "advanced", **changes)
     assert advanced.main(config)
     shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(simple.Config)}
@@ -188,6 +188,10 @@ def test_presets_are_what_the_names_say() -> None:
 
 class TestMistakes:
     """Each is one line, before work begins."""
+
+    def test_an_unknown_tracker(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="there is no tracker 'neptune': choose from tensorboard, wandb"):
+            tiny_advanced(data, tmp_path, trackers=("neptune",))
 
     def test_a_batch_that_processes_cannot_share(self, data: Path, tmp_path: Path) -> None:
         three = World(torch.device("cpu"), 0, 3)
