@@ -42,6 +42,8 @@ NOT_THE_RUN = {
     "data", "out", "fresh", "steps", "device", "eval_every", "eval_blocks", "checkpoint_every", "snapshot_every",
     "kernel",
 }  # fmt: skip
+# What was the only way before it became a setting, where that is not what Config gives today.
+THE_ONLY_WAY = {"position": "learned", "schedule": "cosine"}
 # Steps from which compiling saves more time than it takes. On two CPU cores it takes some 15 s and saves
 # a tenth of each step or less (results/speed.json); a GPU waits for Python much longer without it.
 WORTH_COMPILING = {"cpu": 5000, "cuda": 200}
@@ -157,9 +159,9 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
             "and start over"
         )
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
-    # a run from before a setting existed has what was then the only way, which is the default
+    # a run from before a setting existed has what was then the only way, which mostly is the default
     there = {field.name: field.default for field in dataclasses.fields(Config)}
-    there = {**dataclasses.asdict(GPTConfig()), **there, **stored["training"], **stored["model"]}
+    there = {**dataclasses.asdict(GPTConfig()), **there, **THE_ONLY_WAY, **stored["training"], **stored["model"]}
     for name, known in (("precision", ("float32", "bfloat16")), ("compile", ("on", "off"))):
         if there[name] not in known:
             raise InputError(f"{run / CONFIG} is damaged: {name} is {there[name]!r}")

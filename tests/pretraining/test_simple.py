@@ -63,13 +63,16 @@ def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Pat
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-3)
 
 
-def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    factors = [simple.learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factors[10] == 1
-    assert factors[55] == pytest.approx(0.5)
-    assert 0 < factors[99] < 0.001
-    assert simple.learning_rate_factor(0, 1, 0.05) == 1
+@pytest.mark.parametrize(("schedule", "at_a_quarter", "last"), [("linear", 0.75, 1 / 80), ("cosine", 0.8536, 0.0004)])
+def test_the_learning_rate_rises_then_falls_to_zero(schedule: str, at_a_quarter: float, last: float) -> None:
+    factors = [simple.learning_rate_factor(step, 100, 0.2, schedule) for step in range(100)]
+    assert factors[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert factors[20] == 1
+    assert factors[40] == pytest.approx(at_a_quarter, abs=1e-4)
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(last, abs=1e-4)
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert simple.learning_rate_factor(0, 1, 0.05, schedule) == 1
 
 
 class TestExactResume:
@@ -329,7 +332,7 @@ class TestGoingOnOtherwise:
         assert trainer.resume()
         trainer.step()
         rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-        factor = simple.learning_rate_factor(12, 24, longer.warmup)
+        factor = simple.learning_rate_factor(12, 24, longer.warmup, longer.schedule)
         assert rates == pytest.approx([longer.lr * factor, longer.matrix_lr * factor])
         caplog.clear()
         assert simple.main(longer)  # it is the plan now, and killed or not, the same command goes on
