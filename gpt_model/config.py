@@ -161,7 +161,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "vocab_size": 4096,
         "context_length": 256,
-        "d_model": 256,
+        "d_model": 192,
         "n_layers": 4,
         "n_heads": 4,
         "position": "rope",

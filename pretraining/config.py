@@ -28,7 +28,7 @@ class Config:
 
     context_length: Tokens = 256
     """Tokens the model can look at, and the length of a training sequence."""
-    d_model: Width = 256
+    d_model: Width = 192
     """Width of the model."""
     n_layers: Number = 4
     """Blocks of the model."""
@@ -51,7 +51,7 @@ class Config:
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 850
+    steps: Steps = 1200
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
@@ -67,7 +67,7 @@ class Config:
     moves everything, 0.001 is a good start for a small model."""
     matrix_lr: Rate = 0.02
     """Peak learning rate of Muon."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.2
+    weight_decay: Annotated[float, Range(0, 100)] = 0.15
     """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak; after them it falls to zero."""

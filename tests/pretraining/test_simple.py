@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, convert
+from gpt_model.config import PRESETS as MODEL_PRESETS
 from gpt_model.costs import training_memory
 from pretraining import simple
 from pretraining.least_memory import least_memory
@@ -23,6 +24,7 @@ from pretraining.metrics import read_metrics
 from pretraining.open_run import open_run
 from tests.tiny_run import other_tokenizer, tiny
 from utils.files import InputError, sha256
+from working_with_text_data import train_tokenizer
 from working_with_text_data.shards import write_shard
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,6 +63,12 @@ def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Pat
     for name, tensor in weights[0].items():
         for other in weights[1:]:
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-3)
+
+
+def test_the_demo_trains_what_the_preset_of_its_name_describes() -> None:
+    described = MODEL_PRESETS["demo"]
+    trained = {**vars(simple.PRESETS["demo"]), "vocab_size": train_tokenizer.PRESETS["demo"].vocab_size}
+    assert described.items() <= trained.items()
 
 
 @pytest.mark.parametrize(("schedule", "at_a_quarter", "last"), [("linear", 0.75, 1 / 80), ("cosine", 0.8536, 0.0004)])
