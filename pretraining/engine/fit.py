@@ -95,7 +95,7 @@ def fit(
         trainer.save()  # so that there is something to resume from, and to compare with, from the start
     with stop_on_signal() as stop:
         trainer.run_steps(stop)
-    return trainer.steps >= plan.steps or trainer.stopped_by is not None
+    return trainer.steps >= plan.steps or (trainer.stopped_by is not None and trainer.stopped_by.ends_the_run)
 
 
 class Trainer:
@@ -123,7 +123,7 @@ class Trainer:
         self.write = write
         self.steps = 0
         self.saved_at = -1
-        self.stopped_by: str | None = None  # the reason that a callback gave
+        self.stopped_by: Callback | None = None
         self.seconds_before = 0.0  # spent by earlier processes of this run
         self.started = time.perf_counter()
         self.shown: dict[str, str] = {}  # beside the progress bar
@@ -215,7 +215,7 @@ class Trainer:
         """Take note of a callback that wants the run to end."""
         for callback in self.callbacks:
             if callback.stop is not None and self.stopped_by is None:
-                self.stopped_by = callback.stop
+                self.stopped_by = callback
                 if self.world.is_main:
                     log.info("stopping after step %s: %s", self.steps, callback.stop)
 
