@@ -44,8 +44,11 @@ def learning_rate_factor(step: int, steps: int, warmup: float, schedule: Literal
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    fallen = (step - rise) / max(1, steps - rise)
-    return 1 - fallen if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen))
+    done = step - rise
+    falling = max(1, steps - rise)
+    if schedule == "linear":
+        return 1 - done / falling
+    return 0.5 * (1 + math.cos(math.pi * done / falling))
 
 
 class Trainer:
