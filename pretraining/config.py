@@ -33,9 +33,9 @@ class Config:
     fresh: bool = False
     """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
 
-    context_length: Tokens = 128
+    context_length: Tokens = 256
     """Tokens the model can look at, and the length of a training sequence."""
-    d_model: Width = 256
+    d_model: Width = 192
     """Width of the model."""
     n_layers: Number = 4
     """Blocks of the model."""
@@ -53,16 +53,16 @@ class Config:
     """swa: how many tokens each token sees, itself included."""
     n_sinks: Annotated[int, Range(0, 2**24)] = 0
     """swa: first tokens that are always seen."""
-    position: Literal["learned", "rope"] = "learned"
+    position: Literal["learned", "rope"] = "rope"
     """How a token's place enters: learned (a table, added to the token) or rope (rotated queries and keys)."""
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 1000
+    steps: Steps = 1600
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
-    batch_size: Count = 32
+    batch_size: Count = 12
     """Sequences per step."""
     micro_batch_size: Count | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
@@ -74,10 +74,12 @@ class Config:
     moves everything, 0.001 is a good start for a small model."""
     matrix_lr: Rate = 0.02
     """Peak learning rate of Muon."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.0
-    """Pull of matrices toward zero."""
+    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
-    """Share of the steps in which the learning rate rises to its peak; after them it falls along a cosine."""
+    """Share of the steps in which the learning rate rises to its peak; after them it falls to zero."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """How the learning rate falls: along a straight line, or along half a cosine."""
     clip: Annotated[float, Range(0)] = 1.0
     """Gradients longer than this are shortened to it; 0 leaves them as they are."""
 
@@ -94,7 +96,7 @@ class Config:
 
     eval_every: Steps = 100
     """Steps between two evaluations on the held-out text."""
-    eval_blocks: Count = 128
+    eval_blocks: Count = 64
     """Sequences of held-out text in each evaluation."""
     checkpoint_every: Steps = 100
     """Steps between two checkpoints. The newest two are kept."""
@@ -113,5 +115,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=250),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=400),
 }

@@ -13,7 +13,7 @@ Shapes: B batch, T time.
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,12 +39,16 @@ log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak learning rate: first a linear rise, then half a cosine down to zero."""
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: Literal["linear", "cosine"]) -> float:
+    """Return the share of the peak learning rate: first a linear rise, then a line or half a cosine down to zero."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    done = step - rise
+    falling = max(1, steps - rise)
+    if schedule == "linear":
+        return 1 - done / falling
+    return 0.5 * (1 + math.cos(math.pi * done / falling))
 
 
 class Trainer:
@@ -112,7 +116,7 @@ class Trainer:
                 f"the loss is {total} and the gradient's length {norm} at step {self.steps + 1}: the last checkpoint "
                 "is intact; try a lower --lr and --matrix-lr in another --out, or --precision float32"
             )
-        factor = learning_rate_factor(self.steps, self.config.steps, self.config.warmup)
+        factor = learning_rate_factor(self.steps, self.config.steps, self.config.warmup, self.config.schedule)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor

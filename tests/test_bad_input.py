@@ -17,7 +17,7 @@ TRAIN, GENERATE, EVALUATE = "pretraining.simple", "gpt_model.generate", "pretrai
 TINY = [
     "--context-length", "32", "--d-model", "32", "--n-layers", "2", "--n-heads", "2", "--steps", "12", "--batch-size",
     "4", "--precision", "float32", "--compile", "off", "--device", "cpu", "--eval-every", "5", "--eval-blocks", "8",
-    "--checkpoint-every", "4",
+    "--checkpoint-every", "4", "--position", "learned", "--schedule", "cosine",
 ]  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_presets_and_help_read_like_documentation() -> None:
     assert "Pretrain a GPT on one device." in result.stdout
     assert "Presets, as first argument: demo." in result.stdout
     assert "Peak learning rate of Muon." in result.stdout
-    assert "(default: 1000)" in run(TRAIN, "demo", "--help").stdout
+    assert "(default: 1600)" in run(TRAIN, "demo", "--help").stdout
 
 
 def test_an_unknown_option_is_named() -> None:

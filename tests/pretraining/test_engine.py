@@ -180,9 +180,11 @@ def test_logits_in_parts_give_the_same_loss_and_gradient(n_chunks: int) -> None:
 
 
 class TestSchedules:
-    def test_the_cosine_is_that_of_the_simple_trainer(self) -> None:
-        schedule = warmup_cosine(100, warmup=10)
-        assert [schedule(step) for step in range(100)] == [learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    @pytest.mark.parametrize(("name", "make"), [("cosine", warmup_cosine), ("linear", linear)])
+    def test_they_are_those_of_the_simple_trainer(self, name: str, make: Any) -> None:
+        schedule = make(100, warmup=10)
+        factors = [learning_rate_factor(step, 100, 0.1, name) for step in range(100)]
+        assert [schedule(step) for step in range(100)] == factors
 
     @pytest.mark.parametrize("make", [warmup_cosine, linear])
     def test_rises_to_the_peak_and_falls_to_the_minimum(self, make: Any) -> None:
