@@ -65,6 +65,9 @@ class Trainer:
             matrix_lr=config.matrix_lr,
             weight_decay=config.weight_decay,
             bfloat16=config.precision == "bfloat16",
+            galore_rank=config.galore_rank,
+            galore_every=config.galore_every,
+            galore_scale=config.galore_scale,
         )
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.batches = ResumableLoader(data["train"], config.batch_size, config.seed, device=self.device)
