@@ -101,8 +101,8 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
         data: "train" and "val".
         world: the processes.
     """
+    check_disk(config, model_config)
     engine = make_engine(config, model_config, world)
-    check_disk(config, engine.model)
     batches = ResumableLoader(
         data["train"], config.batch_size, config.seed, device=world.device, rank=world.rank, n_ranks=world.size
     )
@@ -152,14 +152,7 @@ def make_engine(config: AdvancedConfig, model_config: GPTConfig, world: World) -
     objective = NextToken(n_chunks=config.loss_chunks, end_of_text=end_of_text)
 
     def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-        return make_optimizers(
-            model,
-            config.optimizer,
-            lr=config.lr,
-            matrix_lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            bfloat16=config.precision == "bfloat16",
-        )
+        return make_optimizers(model, **config.optimizer_settings)
 
     settings = Settings(
         precision="float32" if config.precision == "tf32" else config.precision,

@@ -45,7 +45,9 @@ def make_engine(world: World, way: str, optimizer: str, dtype: torch.dtype) -> E
     model = GPT(GPTConfig(vocab_size=65, context_length=16, d_model=32, n_layers=3, n_heads=2)).to(dtype)
 
     def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-        return make_optimizers(model, optimizer, lr=0.01, matrix_lr=0.02, weight_decay=0.1, bfloat16=False)
+        return make_optimizers(
+            model, optimizer, lr=0.01, matrix_lr=0.02, weight_decay=0.1, bfloat16=False, galore_every=3
+        )
 
     engine = Engine(model, NextToken(), optimizers, Settings(parallel=way, clip=0.5), world)
     for each in engine.optimizers:
@@ -113,7 +115,8 @@ def main(folder: Path) -> None:
         found = {
             f"{way} {optimizer}": compare(world, way, optimizer)
             for way in ("ddp", "zero1", "fsdp")
-            for optimizer in ("adamw", "muon")
+            for optimizer in ("adamw", "muon", "galore")
+            if (way, optimizer) != ("fsdp", "galore")
         }
         if world.is_main:
             (folder / "found.json").write_text(json.dumps(found))

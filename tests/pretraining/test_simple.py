@@ -53,7 +53,7 @@ def test_learns(data: Path, tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "galore"])
 def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Path, optimizer: str) -> None:
     weights = []
     for size in (None, 2, 1):
