@@ -20,9 +20,7 @@ import torch
 from utils.files import write_atomically
 from utils.hardware import describe
 
-# Bytes of each process that runs tests. They take up to 2.9 GB, by which tests meet in one process; a laptop of 8 GB
-# has room for two.
-MOST_MEMORY = 4e9
+MOST_MEMORY = 3e9  # bytes of each process that runs tests: a laptop of 8 GB has room for two
 
 _peaks: dict[str, int] = {}  # bytes, by the name of the process
 _started = time.monotonic()
