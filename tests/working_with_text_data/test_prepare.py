@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,19 +334,28 @@ prepare.main(config)
 """
 
 
+@pytest.fixture(scope="module")
+def killed(mixed: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a kill has left of unfinished work with some shards."""
+    out = tmp_path_factory.mktemp("killed") / "data"
+    config = {"text": mixed, "tokenizer": tokenizer, "out": out, "shard_tokens": 1000}
+    process = start(config)
+    wait_for(lambda: len(unfinished_shards(config)) > 3, process)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    return out.parent
+
+
 class TestInterruption:
     @pytest.fixture
     def config(self, mixed: Path, tokenizer: Path, tmp_path: Path) -> dict[str, Any]:
         return {"text": mixed, "tokenizer": tokenizer, "out": tmp_path / "data", "shard_tokens": 1000}
 
     @pytest.fixture
-    def begun(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Unfinished work with some shards: killed on the way."""
-        process = start(config)
-        wait_for(lambda: len(unfinished_shards(config)) > 3, process)
-        process.kill()
-        process.communicate()
-        assert not config["out"].exists()
+    def begun(self, killed: Path, config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+        """Unfinished work with some shards, which may be changed."""
+        shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
         return config
 
     @pytest.mark.slow
