@@ -199,6 +199,7 @@ def saved_for_backward(config: GPTConfig, batch: int, length: int, autocast: boo
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()  # with its graph, which holds this function, it would never be freed
         if tensor.untyped_storage().data_ptr() not in weights:
             kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other gets its address
         return tensor

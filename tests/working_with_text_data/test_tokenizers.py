@@ -98,7 +98,7 @@ def test_merges_equal_hugging_faces_trainer_where_no_ties_decide(persuasion: str
 
 
 @given(learned_from=st.text("abc", max_size=80), text=st.text("abc", max_size=80), n_merges=st.integers(0, 30))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_merging_by_rank_is_the_textbooks_merging_by_pair(learned_from: str, text: str, n_merges: int) -> None:
     """What a token spells is enough to merge it, for any merges that training can learn; the heap agrees."""
     tokenizer = BasicTokenizer()
@@ -116,7 +116,7 @@ def test_merging_by_rank_is_the_textbooks_merging_by_pair(learned_from: str, tex
     text=st.text("abc", max_size=60).map(str.encode),
     block_length=st.integers(1, 9),
 )
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @example([b"aa"], b"a" * 59, 3)
 @example([b"cc", b"bc", b"ab"], b"abcc" * 9, 2)
 def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], text: bytes, block_length: int) -> None:
