@@ -14,7 +14,7 @@ import torch
 from gpt_model import GPT, GPTConfig
 from pretraining import advanced, choices, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
-from pretraining.checkpoint import list_checkpoints
+from pretraining.checkpoint import SHARDS, list_checkpoints
 from pretraining.engine import World
 from pretraining.metrics import read_metrics
 from tests.pretraining.test_many_processes import finish, start
@@ -108,7 +108,14 @@ def test_killed_in_one_number_of_processes_and_resumed_in_another(data: Path, tm
     finish(
         start(4, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "sharded", parallel="fsdp", **changes)))
     )
-    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("whole", "one", "sharded")]
+    names = ("whole", "one", "sharded")
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    # what four processes wrote side by side is what one process goes on from
+    assert len(list((list_checkpoints(tmp_path / "sharded")[0] / SHARDS).glob("*.distcp"))) == 4
+    for name in names:
+        assert advanced.main(tiny_advanced(data, tmp_path / name, **{**changes, "steps": 27}))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
 
 
