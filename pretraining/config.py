@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from gpt_model.config import Number, Tokens, Width
 from utils.files import InputError
@@ -18,6 +18,13 @@ class Config:
 
     Ctrl-C saves and stops; the same command resumes. Everything is written to one run directory.
     """
+
+    trainer: ClassVar[str] = "simple"
+    # settings that may differ from those of a run that is there without making it another run
+    not_the_run: ClassVar[frozenset[str]] = frozenset({
+        "data", "out", "fresh", "steps", "device", "eval_every", "eval_blocks", "checkpoint_every", "snapshot_every",
+        "kernel",
+    })  # fmt: skip
 
     data: Path
     """A folder that `python -m working_with_text_data.prepare` wrote."""
@@ -107,6 +114,11 @@ class Config:
             raise InputError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
         if self.optimizer == "galore" and (self.galore_rank or 0) >= self.d_model:
             raise InputError(f"galore_rank must be below d_model {self.d_model}, got {self.galore_rank}")
+
+    @property
+    def rows_at_once(self) -> int:
+        """Sequences that must fit into memory together."""
+        return self.micro_batch_size or self.batch_size
 
 
 PRESETS = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from gpt_model import GPT, GPTConfig
@@ -141,12 +142,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.config.out, self.steps, self.model, self.state_dict(), snapshot=self.snapshot_due)
+        save_checkpoint(
+            self.config.out, self.steps, self.model.state_dict(), self.state_dict(), snapshot=self.snapshot_due
+        )
         self.saved_at = self.steps
 
     def resume(self) -> bool:
         """Go back to the run's newest checkpoint; return False if it has none."""
-        return load_checkpoint(self.config.out, self.model, self.load_state_dict)
+        return load_checkpoint(self.config.out, self.model, self.restore)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next step depends on, but for the weights and the number of steps taken."""
@@ -158,8 +161,8 @@ class Trainer:
             "cuda_rng": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state as a checkpoint keeps it: `state_dict()`, and under "step" the number of steps taken."""
+    def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Restore what a checkpoint keeps: weights, `state_dict()`, and under "step" the number of steps taken."""
         self.steps = self.saved_at = state["step"]
         self.seconds_before = float(state["seconds"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -169,6 +172,7 @@ class Trainer:
         if self.device.type == "cuda":  # a run that moved may have seen more GPUs, or none
             for index, rng in enumerate(state["cuda_rng"][: torch.cuda.device_count()]):
                 torch.cuda.set_rng_state(rng, index)
+        self.model.load_state_dict(weights)
 
 
 def main(config: Config) -> bool:

@@ -68,6 +68,8 @@ class GaLore(torch.optim.Optimizer):
         ValueError: if a parameter is not a matrix.
     """
 
+    needs_whole_matrices = True  # so that processes cannot each update a part of one
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict],
@@ -82,27 +84,27 @@ class GaLore(torch.optim.Optimizer):
     ) -> None:
         settings = {"rank": rank, "every": every, "scale": scale, "betas": betas, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
-        for weight in self._weights():
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for weight in weights:
             if weight.ndim != 2:
                 raise ValueError(f"GaLore is for matrices, got a parameter of shape {tuple(weight.shape)}")
-
-    def _weights(self) -> list[Tensor]:
-        return [weight for group in self.param_groups for weight in group["params"]]
+        # decides turns and seeds, and stays the same if later each process of many updates some of them only
+        self.order = {weight: index for index, weight in enumerate(weights)}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """Update every matrix that has a gradient."""
-        order = {weight: index for index, weight in enumerate(self._weights())}
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
                     gradient_MN = _lying(weight.grad)
-                    self._refresh(weight, gradient_MN, order[weight], len(order), group)
+                    self._refresh(weight, gradient_MN, group)
                     self._update(weight, gradient_MN, group)
 
-    def _refresh(self, weight: Tensor, gradient_MN: Tensor, index: int, count: int, group: dict[str, Any]) -> None:
-        """Find a projector for a matrix, the `index`-th of `count`, if it has none or it is its turn."""
+    def _refresh(self, weight: Tensor, gradient_MN: Tensor, group: dict[str, Any]) -> None:
+        """Find a projector for a matrix if it has none or it is its turn."""
         state = self.state[weight]
+        index, count = self.order[weight], len(self.order)
         if not state:
             rank = min(group["rank"], len(gradient_MN))
             state["step"] = torch.tensor(0)
