@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from working_with_text_data.minbpe import RegexTokenizer
 
 
+NOT_COUNTED = -100  # a target that is none; PyTorch's number for it
+
+
 class Block(nn.Module):
     """Attention mixes positions, feed-forward works on each; both add to the residual stream."""
 
@@ -174,15 +177,55 @@ class GPT(nn.Module):
         x_BTC, imbalance = self._hidden(ids_BT, mask, positions, cache)
         if last_only:
             x_BTC = x_BTC[:, -1:]
-        logits_BTV = F.linear(x_BTC, self.token_embedding.weight)[..., : self.config.vocab_size]
+        logits_BTV = self._logits(x_BTC)
         if targets_BT is None:
             return logits_BTV, None
-        # float16 and bfloat16 are too coarse for a sum over the vocabulary; float64 stays as it is
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100)
+        loss = _cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), "mean")
         if self.config.n_experts and self.training:
             loss = loss + self.config.balance_loss * imbalance
         return logits_BTV, loss
+
+    def loss_sum(
+        self,
+        ids_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        mask: Mask | None = None,
+        positions: Tensor | None = None,
+        n_chunks: int = 1,
+    ) -> Tensor:
+        """Return the cross-entropy summed over the targets that count: what training needs, without the logits.
+
+        A sum, so that parts of a batch, on whatever process, add up to the whole: who knows how many targets all
+        parts have divides by that. In training mode, uneven experts add to it as in `forward`, once per target.
+
+        Args:
+            ids_BT: token ids.
+            targets_BT: the ids that come next; -100 does not count.
+            mask: who may look at whom; causal by default.
+            positions: (B, T) or (T,).
+            n_chunks: parts of the batch whose logits are computed one after the other, and once more in the backward
+                pass. Logits are the largest tensor of a small model's training step: more parts, less memory.
+
+        Raises:
+            ValueError: if the tokens are more than the context.
+        """
+        x_BTC, imbalance = self._hidden(ids_BT, mask, positions, None)
+        parts = zip(x_BTC.flatten(0, 1).chunk(n_chunks), targets_BT.flatten().chunk(n_chunks), strict=True)
+        if n_chunks == 1:
+            total = sum(self._part_of_loss(*part) for part in parts)
+        else:
+            total = sum(checkpoint(self._part_of_loss, *part, use_reentrant=False) for part in parts)
+        if self.config.n_experts and self.training:
+            total = total + self.config.balance_loss * imbalance * (targets_BT != NOT_COUNTED).sum()
+        return total
+
+    def _part_of_loss(self, x_NC: Tensor, targets_N: Tensor) -> Tensor:
+        return _cross_entropy(self._logits(x_NC), targets_N, "sum")
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return the logits (..., V) of vectors (..., C)."""
+        return F.linear(x, self.token_embedding.weight)[..., : self.config.vocab_size]
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """Return an empty cache for this model, of its dtype and on its device; by default as long as the context."""
@@ -253,3 +296,9 @@ class GPT(nn.Module):
         from gpt_model.pretrained import export_to_hf
 
         export_to_hf(self, Path(path), tokenizer)
+
+
+def _cross_entropy(logits_NV: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
+    # float16 and bfloat16 are too coarse for a sum over the vocabulary; float64 stays as it is
+    wide = torch.promote_types(logits_NV.dtype, torch.float32)
+    return F.cross_entropy(logits_NV.to(wide), targets_N, ignore_index=NOT_COUNTED, reduction=reduction)

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from gpt_model import GPT
 from gpt_model.run_directory import check_weights
 from utils.files import InputError, read_json, sha256, sync_folder, write_atomically
 from utils.memory import is_full
@@ -31,13 +31,15 @@ KEEP = 2
 CHECKPOINT_FILES = WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
 
 
-def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, snapshot: bool = False) -> None:
+def save_checkpoint(
+    run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str, Any], *, snapshot: bool = False
+) -> None:
     """Write a checkpoint, make it the run's newest, and delete those before the last `KEEP`.
 
     Args:
         run: the run directory.
         step: optimizer steps taken so far.
-        model: its weights are saved.
+        weights: the model's.
         state: what else the next step depends on: tensors, numbers, strings, in dicts and lists.
         snapshot: keep the weights for good, as `snapshots/step_....safetensors`.
 
@@ -50,7 +52,7 @@ def save_checkpoint(run: Path, step: int, model: GPT, state: dict[str, Any], *, 
         shutil.rmtree(left_behind)
     with _explained(folder):
         unfinished.mkdir(parents=True)
-        tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
         _write(unfinished / WEIGHTS, lambda path: save_file(tensors, path, metadata={"step": str(step)}))
         _write(unfinished / STATE, lambda path: torch.save({"step": step, **state}, path))
         shutil.copymode(unfinished / STATE, unfinished / WEIGHTS)  # safetensors makes files that nobody else may read
@@ -81,16 +83,23 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step_"))
 
 
-def load_checkpoint(run: Path, model: GPT, restore: Callable[[dict[str, Any]], None]) -> bool:
+def load_checkpoint(
+    run: Path,
+    model: nn.Module,
+    restore: Callable[[dict[str, torch.Tensor], dict[str, Any]], None],
+    *,
+    publish: bool = True,
+) -> bool:
     """Load the newest sound checkpoint; return False if the run has none.
 
     A damaged one is named in a warning and the one before it taken.
 
     Args:
         run: the run directory.
-        model: gets the weights.
-        restore: gets the state that was given to `save_checkpoint`, and "step" in it. If it fails, the checkpoint
-            counts as damaged, and `restore` is called again with an earlier one.
+        model: what the weights must fit.
+        restore: gets what was given to `save_checkpoint`: the weights, and the state, with "step" in it. If it fails,
+            the checkpoint counts as damaged, and `restore` is called again with an earlier one.
+        publish: make its weights the run's `model.safetensors`; one of several processes does that.
 
     Raises:
         InputError: if there are checkpoints and all are damaged, or they are another model's.
@@ -104,14 +113,14 @@ def load_checkpoint(run: Path, model: GPT, restore: Callable[[dict[str, Any]], N
             continue
         check_weights(model, tensors, folder / WEIGHTS)
         try:
-            restore(state)
+            restore(tensors, state)
         except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             if is_full(error):  # which says nothing about the checkpoint
                 raise
             log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, error)
             continue
-        model.load_state_dict(tensors)
-        _publish(folder / WEIGHTS, run / WEIGHTS)  # a kill may have come between checkpoint and second name
+        if publish:
+            _publish(folder / WEIGHTS, run / WEIGHTS)  # a kill may have come between checkpoint and second name
         return True
     if found:
         raise InputError(f"every checkpoint in {run / 'train_state'} is damaged: start over with --fresh")

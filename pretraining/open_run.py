@@ -18,6 +18,7 @@ from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, delete_ours
+from utils.tracking import TRACKER_FILES
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
 
@@ -29,19 +30,18 @@ RUN_FILES = (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
-    "metrics.jsonl",
+    *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
     "results.json",
     "snapshots/step_*.safetensors",
     *(f"train_state/step_*/{name}" for name in CHECKPOINT_FILES),
     "train_state/.step_*.tmp/*",
+    "bad_batch/step_*.pt",
 )
-# Settings that may differ from the stored ones without making it another run.
-NOT_THE_RUN = {
-    "data", "out", "fresh", "steps", "device", "eval_every", "eval_blocks", "checkpoint_every", "snapshot_every",
-    "kernel",
-}  # fmt: skip
+# What was the only way before it became a setting, where that is not what is given today.
+THE_ONLY_WAY = {"trainer": "simple", "position": "learned", "schedule": "cosine"}
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 # Steps from which compiling saves more time than it takes. On two CPU cores it takes some 15 s and saves
 # a tenth of each step or less (results/speed.json); a GPU waits for Python much longer without it.
 WORTH_COMPILING = {"cpu": 5000, "cuda": 200}
@@ -138,7 +138,7 @@ def _settled(config: Config) -> Config:
 def _as_json(config: Config, data: dict[str, BlockDataset]) -> dict[str, Any]:
     values = {**dataclasses.asdict(config), "data": str(config.data), "out": str(config.out)}
     del values["fresh"]
-    return {**values, "blocks": {split: len(blocks) for split, blocks in data.items()}}
+    return {**values, "trainer": config.trainer, "blocks": {split: len(blocks) for split, blocks in data.items()}}
 
 
 def _store(run: Path, content: dict[str, Any]) -> None:
@@ -157,13 +157,13 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
             "and start over"
         )
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
-    # a run from before a setting existed has what was then the only way, which is the default
-    there = {field.name: field.default for field in dataclasses.fields(Config)}
-    there = {**dataclasses.asdict(GPTConfig()), **there, **stored["training"], **stored["model"]}
-    for name, known in (("precision", ("float32", "bfloat16")), ("compile", ("on", "off"))):
+    # a run from before a setting existed has what was then the only way, which mostly is the default
+    there = {field.name: field.default for field in dataclasses.fields(config)}
+    there = {**dataclasses.asdict(GPTConfig()), **there, **THE_ONLY_WAY, **stored["training"], **stored["model"]}
+    for name, known in (("precision", PRECISIONS), ("compile", ("on", "off"))):
         if there[name] not in known:
             raise InputError(f"{run / CONFIG} is damaged: {name} is {there[name]!r}")
-    for name in sorted(wanted.keys() - NOT_THE_RUN):
+    for name in sorted(wanted.keys() - config.not_the_run):
         if wanted[name] not in (there.get(name), "auto"):
             raise InputError(
                 f"{run} holds a run with {name} {there.get(name)}, not {wanted[name]}: "

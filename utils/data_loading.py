@@ -34,9 +34,12 @@ class ResumableLoader:
         prefetch: batches that each worker prepares ahead.
         device: where the batches will go. For CUDA they lie in pinned memory, from which
             `.to(device, non_blocking=True)` copies while the program runs on. They are not moved here.
+        rank: which of `n_ranks` processes this is.
+        n_ranks: processes that share every batch: each gets its part of the rows, and all parts together are the batch
+            that one process would get. So what is read, and where reading stands, does not depend on their number.
 
     Raises:
-        InputError: if the dataset is empty or a number is out of its range.
+        InputError: if the dataset is empty, a number is out of its range, or processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class ResumableLoader:
         workers: int = 0,
         prefetch: int = 2,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        n_ranks: int = 1,
     ) -> None:
         numbers = {"batch_size": (batch_size, 1), "seed": (seed, 0), "workers": (workers, 0), "prefetch": (prefetch, 1)}
         for name, (number, least) in numbers.items():
@@ -55,18 +60,21 @@ class ResumableLoader:
                 raise InputError(f"{name} must be at least {least}, got {number}")
         if not len(dataset):
             raise InputError("the dataset is empty: there is nothing to make batches of")
+        if batch_size % n_ranks:
+            raise InputError(f"{n_ranks} processes cannot share a batch of {batch_size} evenly: it must be a multiple")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
         self.workers = workers
         self.prefetch = prefetch
         self.device = torch.device(device)
+        self.rows = slice(rank * batch_size // n_ranks, (rank + 1) * batch_size // n_ranks)  # this process's
         self.epoch = 0
         self.index = 0  # how many of this epoch's examples were handed out
         self._batches: Any = None  # PyTorch's iterator, from the first batch on
 
     def next(self) -> Any:
-        """Return the next batch: what an example is, with a first dimension of `batch_size`.
+        """Return the next batch, or this process's part of it: what an example is, with a first dimension more.
 
         Raises:
             Exception: whatever the dataset raised, in a worker too. The next call tries the same batch again.
@@ -111,7 +119,7 @@ class ResumableLoader:
     def _start(self) -> Iterator[Any]:
         loader = DataLoader(
             self.dataset,
-            batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.seed, self.epoch, self.index),
+            batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.rows, self.seed, self.epoch, self.index),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             # there is no second pass for them to persist for, but PyTorch then ends them when the program exits
@@ -124,8 +132,8 @@ class ResumableLoader:
         return iter(loader)
 
 
-def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
-    """Yield the indices of batch after batch, from place `index` in the order of `epoch` on."""
+def _shuffled(length: int, batch_size: int, rows: slice, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
+    """Yield the indices of some rows of batch after batch, from place `index` in the order of `epoch` on."""
 
     def permutation() -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(length)
@@ -135,7 +143,7 @@ def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -
         while len(order) < batch_size:
             epoch += 1
             order = np.concatenate([order, permutation()])
-        yield order[:batch_size].tolist()
+        yield order[:batch_size][rows].tolist()
         order = order[batch_size:]
 
 

@@ -138,3 +138,24 @@ def use_style() -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)})
+
+
+def draw_matrices(axes: "Axes", shapes: dict[str, tuple[int, int]], color: str, width: float) -> None:
+    """Draw matrices side by side and to scale: as high as they have rows, as wide as they have columns.
+
+    Args:
+        axes: where to draw; its frame is taken away.
+        shapes: rows and columns of each, by the name that is written below it.
+        color: of all of them.
+        width: of the axes, in columns; axes of the same width and size have the same scale.
+    """
+    from matplotlib.patches import Rectangle
+
+    x = 0.0
+    for name, (rows, columns) in shapes.items():
+        axes.add_patch(Rectangle((x, 0), columns, -rows)).set(facecolor=color, edgecolor="none")
+        axes.text(x, 60, name, va="bottom")
+        x += max(columns, 0.13 * width) + 0.04 * width
+    axes.set(xlim=(0, width), aspect="equal", anchor="W")
+    axes.autoscale_view(scalex=False)
+    axes.axis("off")

@@ -54,6 +54,8 @@ class Muon(torch.optim.Optimizer):
         ValueError: if a parameter is not a matrix.
     """
 
+    needs_whole_matrices = True  # so that processes cannot each update a part of one
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict],
@@ -65,6 +67,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.orthogonalize_all = self._as_one_batch  # of matrices of one shape; processes may share this work
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.ndim != 2:
@@ -85,11 +88,14 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, weights: list[Tensor], *, lr: float, momentum: float, weight_decay: float, **_: object) -> None:
         """Update matrices of one shape, which go through as one batch."""
-        updates = orthogonalize(torch.stack([self._momentum(weight, momentum) for weight in weights]), self.dtype)
+        updates = self.orthogonalize_all([self._momentum(weight, momentum) for weight in weights])
         rows, columns = weights[0].shape
         for weight, update in zip(weights, updates, strict=True):
             weight.mul_(1 - lr * weight_decay)
             weight.sub_(update, alpha=lr * max(1, rows / columns) ** 0.5)
+
+    def _as_one_batch(self, matrices: list[Tensor]) -> Iterable[Tensor]:
+        return orthogonalize(torch.stack(matrices), self.dtype)
 
     def _momentum(self, weight: Tensor, beta: float) -> Tensor:
         """Fold the gradient into its running mean; return it as one more such gradient would make it (Nesterov)."""

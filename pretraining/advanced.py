@@ -1,0 +1,209 @@
+"""Pretrain a GPT on one device or many: the trainer for long runs.
+
+    python -m pretraining.advanced --data my_data --out runs/mine
+    torchrun --standalone --nproc-per-node 8 -m pretraining.advanced gpt2-small --data my_data
+
+It takes the steps that `simple.py` takes, loss for loss, out of parts that every task can use (`engine/`): this file
+only puts them together. Read `simple.py` first.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gpt_model import GPT, GPTConfig
+from gpt_model.run_directory import load_tokenizer
+from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
+from pretraining.choices import check_disk, choose_before_data, choose_micro_batch, choose_parallel, passes
+from pretraining.engine import (
+    Engine,
+    NextToken,
+    Schedule,
+    Settings,
+    World,
+    fit,
+    join_world,
+    linear,
+    warmup_cosine,
+    warmup_stable_decay,
+)
+from pretraining.engine.callbacks import Callback, EarlyStopping, MovingAverage, Plateau, SpikeGuard, WallClock
+from pretraining.engine.fit import Plan
+from pretraining.metrics import draw_loss
+from pretraining.open_run import open_run
+from pretraining.optimizers import make_optimizers
+from utils.data_loading import ResumableLoader
+from utils.files import InputError
+from utils.hardware import compiler_works, keep_freed_memory
+from utils.locks import alone
+from utils.outputs import check_writable
+from utils.tracking import open_trackers
+from working_with_text_data.dataset import BlockDataset
+from working_with_text_data.train_tokenizer import END_OF_TEXT
+
+log = logging.getLogger(__name__)
+
+Data = dict[str, BlockDataset]
+
+
+def main(config: AdvancedConfig) -> bool:
+    """Train from the run's newest checkpoint, or its start. Return False if it was stopped before the last step.
+
+    Raises:
+        InputError: for data, settings or a run directory that cannot be used; if another process is training in it;
+            if the processes do not find one another; for a gradient that is no longer a number; for a checkpoint that
+            cannot be written.
+    """
+    with join_world(config.device, timeout=config.timeout) as world, ExitStack() as stack:
+        if world.is_main:
+            check_writable(config.out)
+            stack.enter_context(alone(config.out, "training in"))
+        config, model_config, data = _open(config, world)
+        _set_up_torch(config, world)
+        return train(config, model_config, data, world)
+
+
+def _open(config: AdvancedConfig, world: World) -> tuple[AdvancedConfig, GPTConfig, Data]:
+    """Make the run directory or check the one that is there, in the main process, and decide what is "auto"."""
+
+    def open_in_main() -> tuple[AdvancedConfig, GPTConfig]:
+        chosen, model_config, data = open_run(choose_before_data(config, world))
+        if len(data["train"]) < world.size:
+            raise InputError(
+                f"{config.data} has {len(data['train'])} blocks of {config.context_length} tokens for "
+                f"{world.size} processes: give more data, or fewer processes"
+            )
+        return choose_parallel(chosen, model_config, world), model_config
+
+    chosen, model_config = world.from_main(open_in_main)
+    data = {split: BlockDataset(config.data, split, config.context_length) for split in ("train", "val")}
+    return chosen, model_config, data
+
+
+def _set_up_torch(config: AdvancedConfig, world: World) -> None:
+    keep_freed_memory()
+    # On a CPU this costs nothing and makes a run repeatable; fused GPU kernels would refuse to run.
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+
+
+def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: World) -> bool:
+    """Put the parts together, and train.
+
+    Args:
+        config: with nothing "auto" in it but the micro-batch.
+        model_config: of the model.
+        data: "train" and "val".
+        world: the processes.
+    """
+    check_disk(config, model_config)
+    engine = make_engine(config, model_config, world)
+    batches = ResumableLoader(
+        data["train"], config.batch_size, config.seed, device=world.device, rank=world.rank, n_ranks=world.size
+    )
+
+    def random_batch(rows: int) -> tuple[Tensor, Tensor]:
+        shape = rows, config.context_length + 1
+        ids = torch.randint(model_config.vocab_size, shape, device=world.device, generator=None)
+        return ids[:, :-1], ids[:, 1:]
+
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        try_rows = passes(engine, engine.objective, random_batch)
+        micro_batch_size = choose_micro_batch(config, model_config, world, try_rows)
+    plan = Plan(config.steps, config.eval_every, config.checkpoint_every, micro_batch_size, config.snapshot_every)
+
+    def validation() -> Iterator[tuple[Tensor, ...]]:
+        return validation_batches(data["val"], config.eval_blocks, micro_batch_size)
+
+    if world.is_main:
+        log.info(
+            "%s: %s parameters, %s",
+            config.out,
+            f"{sum(p.numel() for p in engine.model.parameters()):,}",
+            _how(config, world),
+        )
+    if not world.is_main:
+        torch.manual_seed(config.seed + world.rank)  # each process drops other activations
+    trackers = open_trackers(config.trackers, config.out, vars(config)) if world.is_main else []
+    callbacks = make_callbacks(config, engine, validation)
+    try:
+        finished = fit(engine, batches, validation, make_schedule(config), config.out, plan, callbacks, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.close()
+    if world.is_main:
+        draw_loss(config.out)
+        log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
+    return finished
+
+
+def make_engine(config: AdvancedConfig, model_config: GPTConfig, world: World) -> Engine:
+    """Return the engine of a run, with a new model whose weights are the same in every process."""
+    torch.manual_seed(config.seed)
+    model = GPT(model_config).to(world.device)
+    end_of_text = load_tokenizer(config.out).special_tokens.get(END_OF_TEXT) if config.documents else None
+    if config.documents and end_of_text is None:
+        raise InputError(f"the tokenizer of {config.data} has no {END_OF_TEXT}, so --documents cannot tell them apart")
+    objective = NextToken(n_chunks=config.loss_chunks, end_of_text=end_of_text)
+
+    def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+        return make_optimizers(model, **config.optimizer_settings)
+
+    settings = Settings(
+        precision="float32" if config.precision == "tf32" else config.precision,
+        compiled=config.compile == "on" and compiler_works(world.device.type),
+        parallel=config.parallel if world.size > 1 else "none",
+        clip=config.clip,
+    )
+    return Engine(model, objective, optimizers, settings, world)
+
+
+def make_schedule(config: AdvancedConfig) -> Schedule:
+    """Return the run's learning rate schedule."""
+    warmup = max(1, round(config.warmup * config.steps))
+    match config.schedule:
+        case "cosine":
+            return warmup_cosine(config.steps, warmup=warmup, minimum=config.min_lr)
+        case "linear":
+            return linear(config.steps, warmup=warmup, minimum=config.min_lr)
+        case _:
+            decay = round(config.decay * config.steps)
+            return warmup_stable_decay(config.steps, warmup=warmup, decay=decay, minimum=config.min_lr)
+
+
+def make_callbacks(config: AdvancedConfig, engine: Engine, validation: object) -> list[Callback]:
+    """Return the callbacks that the settings ask for."""
+    callbacks: list[Callback] = [SpikeGuard(config.spike_ratio, skip=config.skip_spikes)]
+    if config.ema is not None:
+        callbacks.append(MovingAverage(engine, validation, config.ema))
+    if config.plateau is not None:
+        callbacks.append(Plateau(config.plateau))
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStopping(config.early_stopping))
+    if config.time_limit is not None:
+        callbacks.append(WallClock(config.time_limit))
+    return callbacks
+
+
+def validation_batches(data: BlockDataset, n_blocks: int, size: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield held-out blocks, spread evenly so that each document has a say."""
+    chosen = np.linspace(0, len(data) - 1, min(n_blocks, len(data))).astype(int)
+    for start in range(0, len(chosen), size):
+        blocks = [data[int(block)] for block in chosen[start : start + size]]
+        yield tuple(torch.stack(tensors) for tensors in zip(*blocks, strict=True))
+
+
+def _how(config: AdvancedConfig, world: World) -> str:
+    together = f", {config.parallel} over {world.size} processes" if world.size > 1 else ""
+    return f"{config.precision} on {world.device}, {'compiled' if config.compile == 'on' else 'not compiled'}{together}"
+
+
+if __name__ == "__main__":
+    from utils.command_line import run
+
+    run(main, AdvancedConfig, ADVANCED_PRESETS)

@@ -1,0 +1,200 @@
+"""What looks on while a model trains: it may lower the learning rate, drop a step, or end the run.
+
+A callback remembers things, and they are saved with each checkpoint: a run that was stopped while early stopping had
+seen two bad evaluations goes on with two. All processes call the same methods with the same numbers, so that all come
+to the same decision.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from pretraining.engine.engine import Engine
+from pretraining.engine.objective import Batch
+
+
+class Callback:
+    """Looks on and does nothing; what a callback does not care about, it leaves as it is here."""
+
+    lr_factor = 1.0  # multiplies the learning rate
+    skip_above = math.inf  # a longer gradient is dropped
+    stop: str | None = None  # why the run should stop now
+    ends_the_run = True  # whether it is finished then, and not to be gone on with
+
+    def after_step(self, engine: Engine, step: int) -> None:
+        """Look at the model after a step; `step` is the number of steps taken."""
+
+    def after_reading(self, steps: Sequence[int], losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
+        """Look at the losses and gradient norms of some steps; return what is to be logged."""
+        return {}
+
+    def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
+        """Look at an evaluation's measures, and add others."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered: tensors, numbers, strings, in dicts and lists."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember what `state_dict` returned."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+class EarlyStopping(Callback):
+    """End the run when the validation loss has not improved for some evaluations.
+
+    Args:
+        patience: evaluations in a row without a new lowest loss.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best = math.inf
+        self.waited = 0
+
+    def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
+        """Count evaluations since the best one."""
+        improved = measures["val_loss"] < self.best
+        self.best = min(self.best, measures["val_loss"])
+        self.waited = 0 if improved else self.waited + 1
+        if self.waited >= self.patience:
+            self.stop = f"the validation loss has not improved on {self.best:.4f} for {self.waited} evaluations"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the lowest loss, and how long ago it was."""
+        return {"best": self.best, "waited": self.waited}
+
+
+class Plateau(Callback):
+    """Lower the learning rate each time the validation loss has not improved for some evaluations.
+
+    Args:
+        patience: evaluations in a row without a new lowest loss.
+        factor: what the learning rate is multiplied by then.
+    """
+
+    def __init__(self, patience: int, factor: float = 0.5) -> None:
+        self.patience = patience
+        self.factor = factor
+        self.best = math.inf
+        self.waited = 0
+
+    def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
+        """Count evaluations since the best one, or since the last time the rate was lowered."""
+        improved = measures["val_loss"] < self.best
+        self.best = min(self.best, measures["val_loss"])
+        self.waited = 0 if improved else self.waited + 1
+        if self.waited >= self.patience:
+            self.lr_factor *= self.factor
+            self.waited = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the lowest loss, how long ago it was, and the factor."""
+        return {"best": self.best, "waited": self.waited, "lr_factor": self.lr_factor}
+
+
+class SpikeGuard(Callback):
+    """Take note of gradients that are much longer than the last ones were; drop them, if asked to.
+
+    A spike often comes from one odd batch, and a single long step can undo hours of training.
+
+    Args:
+        ratio: how many times the median of the last norms counts as a spike.
+        skip: drop the steps. On a GPU, each step then waits for its norm.
+        history: how many norms the median is of. Until there are as many, nothing is a spike.
+    """
+
+    def __init__(self, ratio: float, *, skip: bool, history: int = 100) -> None:
+        self.ratio = ratio
+        self.skip = skip
+        self.norms: deque[float] = deque(maxlen=history)
+
+    def after_reading(self, steps: Sequence[int], losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
+        """Compare norms with the median of those before."""
+        limit = self._limit()
+        spikes = [norm for norm in norms if norm > limit]
+        self.norms.extend(norm for norm in norms if norm <= limit)
+        if self.skip:
+            self.skip_above = self._limit()
+        return {"spikes": len(spikes), "largest_spike": max(spikes)} if spikes else {}
+
+    def _limit(self) -> float:
+        full = len(self.norms) == self.norms.maxlen
+        return self.ratio * statistics.median(self.norms) if full else math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the last norms."""
+        return {"norms": list(self.norms)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember the last norms."""
+        self.norms.extend(state["norms"])
+        if self.skip:
+            self.skip_above = self._limit()
+
+
+class WallClock(Callback):
+    """End this process after some time, so that a job with a limit saves before it is killed. The run can go on.
+
+    Args:
+        seconds: from now.
+    """
+
+    ends_the_run = False
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.end = time.monotonic() + seconds
+
+    def after_step(self, engine: Engine, step: int) -> None:
+        """Look at the clock; one process's is enough for all."""
+        if engine.world.any(time.monotonic() > self.end):
+            self.stop = f"the time limit of {self.seconds:g} s is reached; the same command goes on"
+
+
+class MovingAverage(Callback):
+    """Keep an exponential moving average of the weights, which is often better than the weights themselves.
+
+    Each process averages what it holds of them. The average is evaluated beside the weights, as "ema_val_loss".
+
+    Args:
+        engine: whose weights.
+        validation: returns what the average is evaluated on.
+        decay: how slowly the average moves: it looks back over some 1 / (1 - decay) steps.
+    """
+
+    def __init__(self, engine: Engine, validation: Callable[[], Iterable[Batch]], decay: float) -> None:
+        self.engine = engine
+        self.validation = validation
+        self.decay = decay
+        self.average = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
+
+    @torch.no_grad()
+    def after_step(self, engine: Engine, step: int) -> None:
+        """Move the average; in the first steps faster, so that it soon forgets the untrained weights."""
+        decay = min(self.decay, (step + 1) / (step + 10))
+        for name, tensor in engine.model.state_dict().items():
+            self.average[name].lerp_(tensor, 1 - decay)
+
+    def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
+        """Evaluate the average, too."""
+        weights = {name: tensor.detach().clone() for name, tensor in engine.model.state_dict().items()}
+        engine.model.load_state_dict(self.average)
+        measures.update({f"ema_{name}": value for name, value in engine.evaluate(self.validation()).items()})
+        engine.model.load_state_dict(weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole average."""
+        return {"average": self.engine.way.whole(self.average)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take this process's part of an average."""
+        self.average = self.engine.way.cut(self.engine.model, state["average"])
