@@ -158,6 +158,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-medium": {"d_model": 1024, "n_layers": 24, "n_heads": 16},
     "gpt2-large": {"d_model": 1280, "n_layers": 36, "n_heads": 20},
     "gpt2-xl": {"d_model": 1600, "n_layers": 48, "n_heads": 25},
-    "demo": {"vocab_size": 4096, "context_length": 128, "d_model": 256, "n_layers": 4, "n_heads": 4},
+    "demo": {
+        "vocab_size": 4096,
+        "context_length": 256,
+        "d_model": 192,
+        "n_layers": 4,
+        "n_heads": 4,
+        "position": "rope",
+    },
     "tiny": {"vocab_size": 512, "context_length": 64, "d_model": 64, "n_layers": 2, "n_heads": 2},
 }

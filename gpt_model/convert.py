@@ -1,7 +1,7 @@
 """Give a trained model a smaller cache, and store it as a run of its own.
 
-python -m gpt_model.convert --run runs/demo --latent-dim 64 --out runs/demo-mla
-python -m pretraining.evaluate --run runs/demo-mla --data runs/demo-data
+python -m gpt_model.convert --run runs/demo --n-kv-groups 2 --out runs/demo-gqa
+python -m pretraining.evaluate --run runs/demo-gqa --data runs/demo-data
 """
 
 import dataclasses

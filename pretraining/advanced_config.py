@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from gpt_model.config import PRESETS as MODELS
 from pretraining.config import Config
 from utils.ranges import Count, Range, Share
+from utils.tracking import check_trackers
 
 Seconds = Annotated[float, Range(0, 10**9, open_below=True)]
 
@@ -35,8 +36,8 @@ class AdvancedConfig(Config):
     parallel: Literal["auto", "ddp", "zero1", "fsdp"] = "auto"
     """How several processes share the work: ddp (each holds everything), zero1 (each holds a share of the optimizer's
     state) or fsdp (each holds a share of everything); auto takes ddp if everything fits into each device."""
-    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
-    """How the learning rate falls after the warm-up: along half a cosine, along a line, or not at all until the last
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    """How the learning rate falls after the warm-up: along a line, along half a cosine, or not at all until the last
     part of the run (wsd: warm-up, stable, decay)."""
     min_lr: Share = 0.0
     """Share of the peak learning rate that is left at the end."""
@@ -64,10 +65,14 @@ class AdvancedConfig(Config):
     """Whether steps with a spike are dropped. On a GPU, each step then waits for the length of its gradient."""
     time_limit: Seconds | None = None
     """Seconds after which this process saves and stops, for jobs that would be killed later."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where numbers go besides metrics.jsonl."""
+    trackers: tuple[str, ...] = ()
+    """Where numbers go besides metrics.jsonl: tensorboard, wandb or both."""
     timeout: Seconds = 600
     """Seconds for which processes wait for one another."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trackers(self.trackers)
 
     @property
     def rows_at_once(self) -> int:
@@ -92,10 +97,10 @@ def _tuned(name: str, lr: float, matrix_lr: float) -> AdvancedConfig:
 
 
 ADVANCED_PRESETS = {
-    "demo": AdvancedConfig(data=Path("runs/demo-data"), out=Path("runs/demo-advanced"), snapshot_every=250),
+    "demo": AdvancedConfig(data=Path("runs/demo-data"), out=Path("runs/demo-advanced"), snapshot_every=400),
     "classic": _gpt2(
-        "gpt2-small", batch_size=64, optimizer="adamw", lr=3e-4, steps=100_000, warmup=0.02, weight_decay=0.1, clip=1.0,
-        eval_every=1000, checkpoint_every=5000,
+        "gpt2-small", position="learned", batch_size=64, optimizer="adamw", lr=3e-4, steps=100_000, warmup=0.02,
+        schedule="cosine", weight_decay=0.1, clip=1.0, eval_every=1000, checkpoint_every=5000,
     ),
     "gpt2-small": _tuned("gpt2-small", lr=0.006, matrix_lr=0.02),
     "gpt2-medium": _tuned("gpt2-medium", lr=0.004, matrix_lr=0.02),

@@ -18,6 +18,7 @@ from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, delete_ours
+from utils.tracking import TRACKER_FILES
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
 
@@ -29,7 +30,7 @@ RUN_FILES = (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
-    "metrics.jsonl",
+    *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
     "results.json",
@@ -38,6 +39,8 @@ RUN_FILES = (
     "train_state/.step_*.tmp/*",
     "bad_batch/step_*.pt",
 )
+# What was the only way before it became a setting, where that is not what is given today.
+THE_ONLY_WAY = {"trainer": "simple", "position": "learned", "schedule": "cosine"}
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 # Steps from which compiling saves more time than it takes. On two CPU cores it takes some 15 s and saves
 # a tenth of each step or less (results/speed.json); a GPU waits for Python much longer without it.
@@ -154,9 +157,9 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
             "and start over"
         )
     wanted = {**_as_json(config, data), **dataclasses.asdict(model_config)}
-    # a run from before a setting existed has what was then the only way, which is the default
+    # a run from before a setting existed has what was then the only way, which mostly is the default
     there = {field.name: field.default for field in dataclasses.fields(config)}
-    there = {**dataclasses.asdict(GPTConfig()), "trainer": "simple", **there, **stored["training"], **stored["model"]}
+    there = {**dataclasses.asdict(GPTConfig()), **there, **THE_ONLY_WAY, **stored["training"], **stored["model"]}
     for name, known in (("precision", PRECISIONS), ("compile", ("on", "off"))):
         if there[name] not in known:
             raise InputError(f"{run / CONFIG} is damaged: {name} is {there[name]!r}")

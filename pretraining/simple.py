@@ -13,7 +13,7 @@ Shapes: B batch, T time.
 import logging
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,12 +39,16 @@ log = logging.getLogger(__name__)
 LOG_EVERY = 10  # steps
 
 
-def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak learning rate: first a linear rise, then half a cosine down to zero."""
+def learning_rate_factor(step: int, steps: int, warmup: float, schedule: Literal["linear", "cosine"]) -> float:
+    """Return the share of the peak learning rate: first a linear rise, then a line or half a cosine down to zero."""
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+    done = step - rise
+    falling = max(1, steps - rise)
+    if schedule == "linear":
+        return 1 - done / falling
+    return 0.5 * (1 + math.cos(math.pi * done / falling))
 
 
 class Trainer:
@@ -59,14 +63,7 @@ class Trainer:
         self.model = GPT(model_config).to(self.device)
         compiled = config.compile == "on" and compiler_works(self.device.type)
         self.forward = torch.compile(self.model) if compiled else self.model
-        self.optimizers = make_optimizers(
-            self.model,
-            config.optimizer,
-            lr=config.lr,
-            matrix_lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            bfloat16=config.precision == "bfloat16",
-        )
+        self.optimizers = make_optimizers(self.model, **config.optimizer_settings)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.batches = ResumableLoader(data["train"], config.batch_size, config.seed, device=self.device)
         self.steps = self.saved_at = 0
@@ -112,7 +109,7 @@ class Trainer:
                 f"the loss is {total} and the gradient's length {norm} at step {self.steps + 1}: the last checkpoint "
                 "is intact; try a lower --lr and --matrix-lr in another --out, or --precision float32"
             )
-        factor = learning_rate_factor(self.steps, self.config.steps, self.config.warmup)
+        factor = learning_rate_factor(self.steps, self.config.steps, self.config.warmup, self.config.schedule)
         for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor

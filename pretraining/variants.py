@@ -135,8 +135,13 @@ def _prepared(config: Config) -> TrainingConfig:
         simple.PRESETS["demo"],
         data=data,
         steps=config.steps,
+        context_length=128,
+        position="learned",  # outside attention, so that the kinds differ in nothing else
         d_model=128,
         n_heads=8,
+        batch_size=32,
+        weight_decay=0.0,
+        schedule="cosine",
         precision="bfloat16",  # the same for all, not whatever a look at the machine says
         snapshot_every=None,
     )

@@ -17,7 +17,7 @@ TRAIN, GENERATE, EVALUATE = "pretraining.simple", "gpt_model.generate", "pretrai
 TINY = [
     "--context-length", "32", "--d-model", "32", "--n-layers", "2", "--n-heads", "2", "--steps", "12", "--batch-size",
     "4", "--precision", "float32", "--compile", "off", "--device", "cpu", "--eval-every", "5", "--eval-blocks", "8",
-    "--checkpoint-every", "4",
+    "--checkpoint-every", "4", "--position", "learned", "--schedule", "cosine",
 ]  # fmt: skip
 
 
@@ -109,6 +109,10 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     assert f"error: {tmp_path} is not a run directory" in error(GENERATE, "--run", tmp_path)
 
 
+def test_watching_what_is_not_there(tmp_path: Path) -> None:
+    assert f"error: {tmp_path} is not a run directory" in error("pretraining.watch", tmp_path)
+
+
 @pytest.mark.parametrize("size", [1000, 30_000, 80_000])
 def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> None:
     """No mock: the kernel refuses to let any file grow past the limit."""
@@ -132,7 +136,7 @@ def test_presets_and_help_read_like_documentation() -> None:
     assert "Pretrain a GPT on one device." in result.stdout
     assert "Presets, as first argument: demo." in result.stdout
     assert "Peak learning rate of Muon." in result.stdout
-    assert "(default: 1000)" in run(TRAIN, "demo", "--help").stdout
+    assert "(default: 1600)" in run(TRAIN, "demo", "--help").stdout
 
 
 def test_an_unknown_option_is_named() -> None:

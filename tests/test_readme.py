@@ -20,6 +20,7 @@ import pytest
 from attention_mechanisms.benchmark import figures as attention_figures
 from gpt_model.benchmark import figures as model_figures
 from tests.commands import run
+from utils.measuring import markdown_table
 from working_with_text_data.benchmark import figures as tokenizer_figures
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,21 @@ def speed_passage() -> str:
     for name, row in optimizers["rows"].items():
         lines.append(f"| {name} | {row['bits_per_byte']:.3f} |")
     return "\n".join(lines)
+
+
+def recipe_passage() -> str:
+    recipe = results("pretraining/results/demo_recipe.json")
+    columns = ["text", "positions", "batch", "width", "weight decay", "fall", "besides", "steps:", "bits per byte:"]
+    rows = []
+    for part in ("quarter", "whole"):
+        for row in recipe[part]["rows"]:
+            settings = row["settings"]
+            rows.append([
+                part, settings["position"], f"{settings['batch_size']} x {settings['context_length']}",
+                str(settings["d_model"]), f"{settings['weight_decay']:g}", settings["schedule"], row["besides"],
+                f"{settings['steps']:,}", f"{row['bits_per_byte']:.3f}",
+            ])  # fmt: skip
+    return markdown_table(columns, rows)
 
 
 def fresh_machine_passage() -> str:
@@ -174,6 +190,7 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("README.md", fresh_machine_passage),
     ("CONTRIBUTING.md", gpu_tests_passage),
     ("pretraining/README.md", speed_passage),
+    ("pretraining/README.md", recipe_passage),
     ("pretraining/README.md", training_gpu_passage),
     ("working_with_text_data/README.md", tokenizer_passage),
     ("attention_mechanisms/results/README.md", attention_passage),
@@ -246,6 +263,7 @@ ELSEWHERE = {
     "python -m gpt_model.convert": "test_smaller_cache.py",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
+    "python -m pretraining.watch": "test_watch.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
 }
 

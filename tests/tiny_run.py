@@ -13,9 +13,9 @@ from working_with_text_data.train_tokenizer import END_OF_TEXT
 def tiny(data: Path, out: Path, **changes: object) -> Config:
     """A tiny run, with some settings changed."""
     settings = {
-        "context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 2, "steps": 12, "batch_size": 4,
-        "precision": "float32", "compile": "off", "device": "cpu", "eval_every": 5, "eval_blocks": 8,
-        "checkpoint_every": 4,
+        "context_length": 32, "d_model": 32, "n_layers": 2, "n_heads": 2, "position": "learned",
+        "steps": 12, "batch_size": 4, "schedule": "cosine", "precision": "float32", "compile": "off", "device": "cpu",
+        "eval_every": 5, "eval_blocks": 8, "checkpoint_every": 4,
     }  # fmt: skip
     return Config(data=data, out=out, **{**settings, **changes})
 

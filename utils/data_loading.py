@@ -117,10 +117,9 @@ class ResumableLoader:
         self.epoch, self.index = state["epoch"], state["index"]
 
     def _start(self) -> Iterator[Any]:
-        batches = _shuffled(len(self.dataset), self.batch_size, self.seed, self.epoch, self.index)
         loader = DataLoader(
             self.dataset,
-            batch_sampler=(batch[self.rows] for batch in batches),
+            batch_sampler=_shuffled(len(self.dataset), self.batch_size, self.rows, self.seed, self.epoch, self.index),
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             # there is no second pass for them to persist for, but PyTorch then ends them when the program exits
@@ -133,8 +132,8 @@ class ResumableLoader:
         return iter(loader)
 
 
-def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
-    """Yield the indices of batch after batch, from place `index` in the order of `epoch` on."""
+def _shuffled(length: int, batch_size: int, rows: slice, seed: int, epoch: int, index: int) -> Iterator[list[int]]:
+    """Yield the indices of some rows of batch after batch, from place `index` in the order of `epoch` on."""
 
     def permutation() -> np.ndarray:
         return np.random.default_rng((seed, epoch)).permutation(length)
@@ -144,7 +143,7 @@ def _shuffled(length: int, batch_size: int, seed: int, epoch: int, index: int) -
         while len(order) < batch_size:
             epoch += 1
             order = np.concatenate([order, permutation()])
-        yield order[:batch_size].tolist()
+        yield order[:batch_size][rows].tolist()
         order = order[batch_size:]
 
 

@@ -115,7 +115,10 @@ def greedy(model: GPT | FastDecoder, ids_BT: Tensor) -> Tensor:
 
 
 def _their_writer(model: GPT, ids_BT: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Return `generate` of transformers with the same weights; nothing where it is not installed."""
+    """Return `generate` of transformers with the same weights; nothing for what is no GPT-2, or where it is missing."""
+    if model.config.position != "learned":
+        log.warning("position %s is not GPT-2's, so transformers is left out", model.config.position)
+        return {}
     try:
         from transformers import GPT2Config, GPT2LMHeadModel  # slow to import, and perhaps not there
     except ImportError:

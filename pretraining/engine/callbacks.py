@@ -25,7 +25,8 @@ class Callback:
 
     lr_factor = 1.0  # multiplies the learning rate
     skip_above = math.inf  # a longer gradient is dropped
-    stop: str | None = None  # why the run should end now
+    stop: str | None = None  # why the run should stop now
+    ends_the_run = True  # whether it is finished then, and not to be gone on with
 
     def after_step(self, engine: Engine, step: int) -> None:
         """Look at the model after a step; `step` is the number of steps taken."""
@@ -118,8 +119,9 @@ class SpikeGuard(Callback):
 
     def after_reading(self, steps: Sequence[int], losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
         """Compare norms with the median of those before."""
-        spikes = [norm for norm in norms if norm > self._limit()]
-        self.norms.extend(norm for norm in norms if norm <= self._limit())
+        limit = self._limit()
+        spikes = [norm for norm in norms if norm > limit]
+        self.norms.extend(norm for norm in norms if norm <= limit)
         if self.skip:
             self.skip_above = self._limit()
         return {"spikes": len(spikes), "largest_spike": max(spikes)} if spikes else {}
@@ -145,6 +147,8 @@ class WallClock(Callback):
     Args:
         seconds: from now.
     """
+
+    ends_the_run = False
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds

@@ -130,13 +130,14 @@ class Engine:
         """
         count = sum(self.objective.count(batch) for batch in batches)
         whole_count = self.world.sum(torch.tensor(count, device=self.device)).clamp(min=1)
-        loss = torch.zeros((), device=self.device)
+        losses = []
         weight = self.loss_scale.value * (self.world.size if self.way.averages else 1)
         for index, batch in enumerate(batches):
             with self.way.exchange(last=index == len(batches) - 1):
                 part = self._loss_sum(batch) / whole_count
                 (part * weight).backward()
-            loss += part.detach()
+            losses.append(part.detach())
+        loss = torch.stack(losses).sum()
         norm = self._clip()
         skipped = False
         if self.checks_each_step or skip_above < math.inf:

@@ -10,7 +10,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,10 @@ from pretraining.engine.callbacks import Callback
 from pretraining.engine.engine import Engine, NotFiniteError, StepInfo, split_batch
 from pretraining.engine.objective import Batch
 from pretraining.engine.schedules import Schedule
-from pretraining.metrics import append_metrics, forget_metrics_after
+from pretraining.metrics import forget_metrics_after
 from utils.files import InputError, write_atomically
 from utils.interrupt import StopRequest, stop_on_signal
+from utils.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def fit(
     run: Path,
     plan: Plan,
     callbacks: Sequence[Callback] = (),
-    write: Callable[[int, Mapping[str, float]], None] | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> bool:
     """Train from the run's newest checkpoint, or its start; return False if it was stopped before the last step.
 
@@ -82,20 +83,20 @@ def fit(
         run: the run directory.
         plan: when to do what.
         callbacks: what looks on, and may stop the run; see `callbacks.py`.
-        write: where the numbers of a step go besides the run's metrics.jsonl; called in the main process.
+        trackers: where numbers go, of the main process; see `utils.tracking.open_trackers`. They are not closed.
 
     Raises:
-        InputError: if the gradient is no number any more; the batch is saved, and the last checkpoint is intact.
+        InputError: if the gradient is not a number any more; the batch is saved, and the last checkpoint is intact.
             If a checkpoint cannot be read or written.
     """
-    trainer = Trainer(engine, batches, validation, schedule, run, plan, callbacks, write)
+    trainer = Trainer(engine, batches, validation, schedule, run, plan, callbacks, trackers)
     if trainer.resume():
         log.info("%s: going on after step %s of %s", run, trainer.steps, plan.steps)
     else:
         trainer.save()  # so that there is something to resume from, and to compare with, from the start
     with stop_on_signal() as stop:
         trainer.run_steps(stop)
-    return trainer.steps >= plan.steps or trainer.stopped_by is not None
+    return trainer.steps >= plan.steps or (trainer.stopped_by is not None and trainer.stopped_by.ends_the_run)
 
 
 class Trainer:
@@ -110,7 +111,7 @@ class Trainer:
         run: Path,
         plan: Plan,
         callbacks: Sequence[Callback],
-        write: Callable[[int, Mapping[str, float]], None] | None,
+        trackers: Sequence[Tracker],
     ) -> None:
         self.engine = engine
         self.world = engine.world
@@ -120,10 +121,10 @@ class Trainer:
         self.run = run
         self.plan = plan
         self.callbacks = callbacks
-        self.write = write
+        self.trackers = trackers
         self.steps = 0
         self.saved_at = -1
-        self.stopped_by: str | None = None  # the reason that a callback gave
+        self.stopped_by: Callback | None = None
         self.seconds_before = 0.0  # spent by earlier processes of this run
         self.started = time.perf_counter()
         self.shown: dict[str, str] = {}  # beside the progress bar
@@ -192,9 +193,8 @@ class Trainer:
         if evaluate:
             entry.update(self._evaluate())
         if self.world.is_main:
-            append_metrics(self.run, step=self.steps, seconds=round(self.seconds, 2), **entry)
-            if self.write is not None:
-                self.write(self.steps, entry)
+            for tracker in self.trackers:
+                tracker.log(self.steps, {"seconds": round(self.seconds, 2), **entry})
         self._listen()
         self.shown = {"loss": f"{entry['loss']:.3f}", "tokens_s": f"{entry['tokens_per_second']:,}"}
         self._forget()
@@ -215,7 +215,7 @@ class Trainer:
         """Take note of a callback that wants the run to end."""
         for callback in self.callbacks:
             if callback.stop is not None and self.stopped_by is None:
-                self.stopped_by = callback.stop
+                self.stopped_by = callback
                 if self.world.is_main:
                     log.info("stopping after step %s: %s", self.steps, callback.stop)
 

@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -55,11 +54,11 @@ class FullySharded(OneProcess):
         """Have processes take turns where a matrix is needed whole, as by Muon."""
         for optimizer in optimizers:
             if isinstance(optimizer, Muon):
-                optimizer.orthogonalize_all = partial(self._orthogonalize_in_turn, dtype=optimizer.dtype)
+                optimizer.orthogonalize_all = partial(self._orthogonalize_in_turn, optimizer)
             elif getattr(optimizer, "needs_whole_matrices", False):
                 raise InputError(f"{type(optimizer).__name__} needs whole matrices: give --parallel ddp or zero1")
 
-    def _orthogonalize_in_turn(self, matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def _orthogonalize_in_turn(self, optimizer: Muon, matrices: list[Tensor]) -> list[Tensor]:
         """Return orthogonalised matrices, each computed by one process: the i-th by process i modulo their number."""
         results = []
         size = self.world.size
@@ -67,7 +66,7 @@ class FullySharded(OneProcess):
             parts = matrices[start : start + size]
             wholes = [_whole(part) for part in parts]
             if self.world.rank < len(wholes):
-                wholes[self.world.rank] = orthogonalize(wholes[self.world.rank], dtype)
+                wholes[self.world.rank] = orthogonalize(wholes[self.world.rank], optimizer.dtype)
             for owner, whole in enumerate(wholes):
                 dist.broadcast(whole, src=owner)
             results += [_like(whole, part) for whole, part in zip(wholes, parts, strict=True)]

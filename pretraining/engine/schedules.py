@@ -15,7 +15,11 @@ Schedule = Callable[[int], float]
 
 def warmup_cosine(steps: int, *, warmup: int, minimum: float = 0.0) -> Schedule:
     """Return a schedule that rises for `warmup` steps, then falls along half a cosine to the share `minimum`."""
-    return _rise(warmup, lambda step: _between(minimum, 0.5 * (1 + math.cos(math.pi * _done(step, warmup, steps)))))
+
+    def half_a_cosine(step: int) -> float:
+        return _between(minimum, 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+    return _rise(warmup, half_a_cosine)
 
 
 def linear(steps: int, *, warmup: int, minimum: float = 0.0) -> Schedule:

@@ -175,22 +175,31 @@ class Vector:
 
 
 class Matrices:
-    """Matrices that are updated whole: the i-th by process i modulo their number."""
+    """Matrices that are updated whole, each by one process, so that all have about as many numbers to look after."""
 
     def __init__(self, parameters: list[nn.Parameter], world: World) -> None:
         self.parameters = parameters
         self.world = world
-        self.own = parameters[world.rank :: world.size]
+        loads = [0] * world.size
+        self.owners = [0] * len(parameters)
+        for index in sorted(range(len(parameters)), key=lambda index: -parameters[index].numel()):
+            owner = loads.index(min(loads))
+            self.owners[index] = owner
+            loads[owner] += parameters[index].numel()
+        self.own = self._mine(parameters)
+
+    def _mine(self, values: list[Any]) -> list[Any]:
+        return [value for value, owner in zip(values, self.owners, strict=True) if owner == self.world.rank]
 
     def reduce_gradients(self) -> None:
         """Have the owner of each matrix hold the sum of all processes' gradients."""
-        for index, parameter in enumerate(self.parameters):
-            dist.reduce(parameter.grad, dst=index % self.world.size)
+        for parameter, owner in zip(self.parameters, self.owners, strict=True):
+            dist.reduce(parameter.grad, dst=owner)
 
     def gather_values(self) -> None:
         """Fetch the matrices that others have updated."""
-        for index, parameter in enumerate(self.parameters):
-            dist.broadcast(parameter.detach(), src=index % self.world.size)
+        for parameter, owner in zip(self.parameters, self.owners, strict=True):
+            dist.broadcast(parameter.detach(), src=owner)
 
     def forget_gradients(self) -> None:
         """Drop the gradients."""
@@ -199,10 +208,9 @@ class Matrices:
 
     def whole(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the optimizer's state of each matrix; in the main process only."""
-        by_rank = self.world.gather(own)
-        n = self.world.size
-        return [by_rank[index % n][index // n] for index in range(len(self.parameters))] if by_rank else []
+        by_rank = [iter(states) for states in self.world.gather(own)]
+        return [next(by_rank[owner]) for owner in self.owners] if by_rank else []
 
     def cut(self, whole: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the own matrices' states."""
-        return whole[self.world.rank :: self.world.size]
+        return self._mine(whole)

@@ -11,6 +11,7 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.benchmark import writing
 from gpt_model.benchmark.__main__ import Config, main
 from gpt_model.benchmark.writing import THEIRS, greedy, measure_quality
+from gpt_model.config import PRESETS
 from gpt_model.fast.decoder import FastDecoder
 from utils.files import InputError
 
@@ -19,7 +20,11 @@ QUICK = Config(part="writing", quick=True, sizes=("demo",), device="cpu")
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few tokens, for a processor without a fast product of integers; compiled steps have tests of their own."""
+    """A small GPT-2 and few tokens, for a processor without a fast product of integers.
+
+    Compiled steps have tests of their own.
+    """
+    monkeypatch.setitem(PRESETS, "demo", {**PRESETS["demo"], "position": "learned"})
     monkeypatch.setattr(writing, "compiler_works", lambda device: False)
     monkeypatch.setattr(writing, "PROMPT_TOKENS", 6)
     monkeypatch.setattr(writing, "NEW_TOKENS", 4)
@@ -87,7 +92,7 @@ def test_eight_bits_cost_a_little_perplexity(finished_run: Path) -> None:
         ({"part": "figures"}, "there are no results in "),
         ({"part": "quality", "run": Path("nowhere")}, "nowhere is not a run directory"),
         ({"sizes": ("tiny",)}, "--sizes must read 96 tokens to be measured at writing, tiny does not"),
-        ({"part": "sizes", "context": 4}, "demo reads up to 128 tokens: 4 of 4 cannot be written"),
+        ({"part": "sizes", "context": 4}, "demo reads up to 256 tokens: 4 of 4 cannot be written"),
         ({"device": "gpu"}, "device must be auto or one of this machine's, .*; got 'gpu'"),
     ],
 )
@@ -118,6 +123,12 @@ def test_damaged_results_are_named(tmp_path: Path) -> None:
     (tmp_path / "writing.json").write_text("{")
     with pytest.raises(InputError, match=r"writing\.json is damaged"):
         main(dataclasses.replace(QUICK, part="figures", results=tmp_path, figures=tmp_path))
+
+
+def test_what_is_no_gpt2_is_not_compared_with_one(caplog: pytest.LogCaptureFixture) -> None:
+    model = GPT(GPTConfig.preset("tiny", position="rope"))
+    assert writing._their_writer(model, torch.zeros(1, 1, dtype=torch.int64)) == {}
+    assert caplog.messages == ["position rope is not GPT-2's, so transformers is left out"]
 
 
 def test_without_transformers_nothing_is_compared_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

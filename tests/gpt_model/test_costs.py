@@ -271,7 +271,7 @@ def peak_of_a_step(config: GPTConfig, autocast: bool) -> int | None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "galore"])
 def test_weights_gradients_and_optimizer_take_what_the_formula_says(optimizer: Any, kind: str) -> None:
     model = GPT(config := small(kind))
     settings = {"lr": 1e-3, "matrix_lr": 1e-3, "weight_decay": 0.0, "bfloat16": False}

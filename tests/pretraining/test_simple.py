@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, convert
+from gpt_model.config import PRESETS as MODEL_PRESETS
 from gpt_model.costs import training_memory
 from pretraining import simple
 from pretraining.least_memory import least_memory
@@ -24,6 +25,7 @@ from pretraining.open_run import open_run
 from tests.forked import fork
 from tests.tiny_run import other_tokenizer, tiny, train_silently
 from utils.files import InputError, sha256
+from working_with_text_data import train_tokenizer
 from working_with_text_data.shards import write_shard
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +54,7 @@ def test_learns(data: Path, tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("optimizer", ["muon", "adamw", "galore"])
 def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Path, optimizer: str) -> None:
     weights = []
     for size in (None, 2, 1):
@@ -64,13 +66,22 @@ def test_accumulating_micro_batches_is_one_large_batch(data: Path, tmp_path: Pat
             torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-3)
 
 
-def test_the_learning_rate_rises_then_falls_along_a_cosine() -> None:
-    factors = [simple.learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert factors[10] == 1
-    assert factors[55] == pytest.approx(0.5)
-    assert 0 < factors[99] < 0.001
-    assert simple.learning_rate_factor(0, 1, 0.05) == 1
+def test_the_demo_trains_what_the_preset_of_its_name_describes() -> None:
+    described = MODEL_PRESETS["demo"]
+    trained = {**vars(simple.PRESETS["demo"]), "vocab_size": train_tokenizer.PRESETS["demo"].vocab_size}
+    assert described.items() <= trained.items()
+
+
+@pytest.mark.parametrize(("schedule", "at_a_quarter", "last"), [("linear", 0.75, 1 / 80), ("cosine", 0.8536, 0.0004)])
+def test_the_learning_rate_rises_then_falls_to_zero(schedule: str, at_a_quarter: float, last: float) -> None:
+    factors = [simple.learning_rate_factor(step, 100, 0.2, schedule) for step in range(100)]
+    assert factors[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert factors[20] == 1
+    assert factors[40] == pytest.approx(at_a_quarter, abs=1e-4)
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[99] == pytest.approx(last, abs=1e-4)
+    assert factors[20:] == sorted(factors[20:], reverse=True)
+    assert simple.learning_rate_factor(0, 1, 0.05, schedule) == 1
 
 
 class TestExactResume:
@@ -330,7 +341,7 @@ class TestGoingOnOtherwise:
         assert trainer.resume()
         trainer.step()
         rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
-        factor = simple.learning_rate_factor(12, 24, longer.warmup)
+        factor = simple.learning_rate_factor(12, 24, longer.warmup, longer.schedule)
         assert rates == pytest.approx([longer.lr * factor, longer.matrix_lr * factor])
         caplog.clear()
         assert simple.main(longer)  # it is the plan now, and killed or not, the same command goes on

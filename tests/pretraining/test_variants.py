@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "swa": {"attention": "swa", "window_size": WINDOW},
     "swa-rope-sinks": {"attention": "swa", "window_size": WINDOW, "n_sinks": 2, "position": "rope"},
 }
-NEW_FIELDS = ("attention", "n_kv_groups", "latent_dim", "rope_dim", "window_size", "n_sinks", "position")
+NEW_FIELDS = ("attention", "n_kv_groups", "latent_dim", "rope_dim", "window_size", "n_sinks", "position", "schedule")
 NEW_MODEL_FIELDS = (*NEW_FIELDS, "query_latent_dim", "latent_norm")
 
 
@@ -150,7 +150,7 @@ def stop_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestOldRuns:
-    """A run directory from when there was only one kind of attention."""
+    """A run directory from when there was only one kind of attention, and of schedule."""
 
     def test_loads(self, finished_run: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
@@ -183,8 +183,13 @@ class TestOldRuns:
         run = tmp_path / "run"
         shutil.copytree(finished_run, run)
         make_old(run)
-        with pytest.raises(InputError, match="holds a run with attention mha, not swa"):
-            simple.main(tiny(data, run, snapshot_every=6, **VARIANTS["swa"]))
+        for changes, message in (
+            (VARIANTS["swa"], "holds a run with attention mha, not swa"),
+            ({"position": "rope"}, "holds a run with position learned, not rope"),
+            ({"schedule": "linear"}, "holds a run with schedule cosine, not linear"),
+        ):
+            with pytest.raises(InputError, match=message):
+                simple.main(tiny(data, run, snapshot_every=6, **changes))
 
 
 def make_old(run: Path) -> None:

@@ -29,12 +29,16 @@ from tests.mutations import MUTATIONS, hurt
 from utils.files import InputError, sha256
 from working_with_text_data import prepare, sure_cuts, text_files, train_tokenizer
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
-from working_with_text_data.minbpe.fast import parallel
+from working_with_text_data.minbpe.fast import counting, parallel
 from working_with_text_data.resumable_folder import Position, ResumableFolder, ShardWriter
 from working_with_text_data.shards import open_shard
 from working_with_text_data.text_files import CORPUS, END_OF_TEXT, SPLITS, split_documents, split_held_out
 
 ROOT = Path(__file__).parents[2]
+ENDLESS = {
+    "spaces": " ", "line ends": "\n", "a letter": "a", "letters": "abcdefghijklmnopqrstuvwxyz", "digits": "7",
+    "exclamation": "!",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +293,32 @@ class TestPrepare:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert peaks[2] - peaks[1] < 300_000  # with a megabyte of text more
+
+    @pytest.mark.parametrize("name", ["gpt4", "trained"])
+    @pytest.mark.parametrize("kind", ENDLESS)
+    def test_memory_does_not_grow_with_one_piece_of_text(
+        self, name: str, kind: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module, length in [(text_files, "BLOCK_SIZE"), (sure_cuts, "PART_LENGTH"), (parallel, "JOB_SIZE")]:
+            monkeypatch.setattr(module, length, 2**13)  # so that a small file is a large one
+        monkeypatch.setattr(counting, "LONGEST_PIECE", 2**10)
+        monkeypatch.setattr(sure_cuts, "_look_ahead", lambda _: 2**12)  # less than is proven, more than is needed
+        text = tmp_path / "a.txt"
+        peaks = []
+        for times in (10, 50):
+            text.write_text("The end.\n" + ENDLESS[kind] * (2**13 * times // len(ENDLESS[kind])) + "\U0001f600")
+            out = {"out": tmp_path / "data", "overwrite": True}
+            ids_by = tokenizer if name == "trained" else name
+            tracemalloc.start()
+            prepare.main(prepare.Config(text=text, tokenizer=ids_by, workers=1, held_out=0, **out))
+            out["out"] = tmp_path / "t.json"
+            train_tokenizer.main(train_tokenizer.Config(text=text, vocab_size=300, **out))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[1] - peaks[0] < 100_000  # with 328,000 bytes of text more
+        loaded = Tokenizer.load(tmp_path / "data" / "bpe.json")
+        expected = loaded.encode(END_OF_TEXT + text.read_text(encoding="utf-8"), allowed_special="all")
+        assert tokens_of(tmp_path / "data", "train") == expected
 
     @pytest.mark.parametrize(
         ("name", "value"),

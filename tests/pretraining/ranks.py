@@ -1,0 +1,126 @@
+"""What `test_many_processes` has each process do: train in every way, and say how far it is from one process.
+
+    python -m tests.pretraining.ranks FOLDER
+
+The processes meet by the variables that torchrun would set. The main one writes what it measured to FOLDER/found.json.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from gpt_model import GPT, GPTConfig
+from gpt_model.gpt import NOT_COUNTED
+from pretraining.engine import Engine, NextToken, Settings, World, join_world
+from pretraining.engine.callbacks import MovingAverage
+from pretraining.engine.engine import split_batch
+from pretraining.optimizers import make_optimizers
+
+STEPS = 5
+ROWS = 8
+
+
+def batches(rank: int = 0, size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a process's rows of each batch, in which every row supervises another number of tokens, and one none."""
+    generator = torch.Generator().manual_seed(1)
+    mine = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+    for _ in range(STEPS):
+        ids = torch.randint(64, (ROWS, 17), generator=generator)
+        inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].clone()
+        for row in range(ROWS):
+            targets[row, 2 * row + 2 :] = NOT_COUNTED
+        targets[3] = NOT_COUNTED
+        yield inputs[mine], targets[mine]
+
+
+def make_engine(world: World, way: str, optimizer: str, dtype: torch.dtype) -> Engine:
+    """Return an engine with a tiny model, the same in every process; 65 rows and 33 channels divide by nothing."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=65, context_length=16, d_model=32, n_layers=3, n_heads=2)).to(dtype)
+
+    def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+        return make_optimizers(
+            model, optimizer, lr=0.01, matrix_lr=0.02, weight_decay=0.1, bfloat16=False, galore_every=3
+        )
+
+    engine = Engine(model, NextToken(), optimizers, Settings(parallel=way, clip=0.5), world)
+    for each in engine.optimizers:
+        if hasattr(each, "dtype"):  # Muon computes in float32 unless told otherwise
+            each.dtype = dtype
+    return engine
+
+
+def train(engine: Engine, rank: int, size: int, micro: int) -> list[float]:
+    """Take all steps; return their losses."""
+    infos = [engine.step(split_batch(batch, micro), 1.0) for batch in batches(rank, size)]
+    return engine.read(infos)[0]
+
+
+def state_bytes(engine: Engine) -> int:
+    """Return the bytes that this process's optimizers remember, the counts of steps apart."""
+    tensors = [t for each in engine.optimizers for state in each.state.values() for t in state.values() if t.dim()]
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def difference(ones: dict[str, Tensor], others: dict[str, Tensor]) -> float:
+    return max((ones[name] - others[name]).abs().max().item() for name in ones)
+
+
+def compare(world: World, way: str, optimizer: str) -> dict[str, Any]:
+    """Train with all processes, and alone; return the differences."""
+    alone = World(world.device)
+    reference = make_engine(alone, "none", optimizer, torch.float64)
+    losses = train(reference, 0, 1, ROWS)
+    engine = make_engine(world, way, optimizer, torch.float64)
+    average = MovingAverage(engine, lambda: [], decay=0.5)
+    found = {"loss": max(abs(a - b) for a, b in zip(train(engine, world.rank, world.size, 2), losses, strict=True))}
+    average.after_step(engine, 1)
+    weights = engine.way.whole(engine.model.state_dict())
+    states = engine.way.whole_states(engine.optimizers)
+    whole_average = average.state_dict()["average"]
+    found["bytes"] = world.gather(state_bytes(engine))
+    found["bytes_alone"] = state_bytes(reference)
+    if world.is_main:
+        found["weights"] = difference(reference.model.state_dict(), weights)
+        expected = [each.state_dict()["state"] for each in reference.optimizers]
+        found["states"] = max(
+            difference(a[index], b["state"][index]) for a, b in zip(expected, states, strict=True) for index in a
+        )
+        found["average_is_whole"] = all(whole_average[name].shape == each.shape for name, each in weights.items())
+    # what was made whole must be what a new engine takes its part of: one more step is then the same
+    together = world.all((weights, states))[0]
+    again = make_engine(world, way, optimizer, torch.float64)
+    again.way.load_whole_states(again.optimizers, together[1])
+    again.model.load_state_dict(again.way.cut(again.model, together[0]))
+    batch = next(batches(world.rank, world.size))
+    for each in (engine, again):
+        each.step([batch], 0.5)
+    ones, others = (each.way.whole(each.model.state_dict()) for each in (engine, again))
+    if world.is_main:
+        found["after_reload"] = difference(ones, others)
+    return found
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    with join_world("cpu", timeout=60) as world:
+        found = {
+            f"{way} {optimizer}": compare(world, way, optimizer)
+            for way in ("ddp", "zero1", "fsdp")
+            for optimizer in ("adamw", "muon", "galore")
+            if (way, optimizer) != ("fsdp", "galore")
+        }
+        if world.is_main:
+            (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
