@@ -194,9 +194,8 @@ class Trainer:
         }
         if skipped := sum(step.skipped for step in since):
             entry["skipped"] = skipped
-        numbers = range(self.steps - len(since) + 1, self.steps + 1)
         for callback in self.callbacks:
-            entry.update(callback.after_reading(numbers, losses, norms))
+            callback.after_reading(entry, norms)
         if evaluate:
             entry.update(self._evaluate())
         if self.world.is_main:

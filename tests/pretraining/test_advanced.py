@@ -4,6 +4,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,10 @@ import torch
 from gpt_model import GPT, GPTConfig
 from pretraining import advanced, choices, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
-from pretraining.checkpoint import SHARDS, list_checkpoints
+from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
 from pretraining.engine import World
 from pretraining.metrics import read_metrics
-from tests.pretraining.test_many_processes import finish, start
+from tests.pretraining.test_many_processes import ROOT, finish, start
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 
@@ -84,39 +86,42 @@ def test_a_run_that_stops_again_and_again_ends_the_same(
 
 
 @pytest.mark.slow
-def test_killed_in_one_number_of_processes_and_resumed_in_another(data: Path, tmp_path: Path) -> None:
-    """Two processes under DDP are killed; two end bit for bit as if nothing had been, and 1 and 4 very nearly."""
-    changes = {"steps": 24, "checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
-    finish(start(2, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "whole", **changes))))
-    killed = tmp_path / "killed"
-    command = ["pretraining.advanced", *flags(tiny_advanced(data, killed, **changes))]
-    processes = start(2, *command)
+def test_a_run_goes_on_in_any_number_of_processes_and_after_a_worker_is_killed(data: Path, tmp_path: Path) -> None:
+    """Twelve steps by two processes, and twelve more: by two, one of them killed on the way, by one, and by four."""
+    changes = {"checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
+
+    def command(name: str, **others: Any) -> list[str]:
+        return ["pretraining.advanced", *flags(tiny_advanced(data, tmp_path / name, **{**changes, **others}))]
+
+    finish(start(2, *command("two", steps=12)))
+    for name in ("killed", "one", "four"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+    finish(start(2, *command("two", steps=24)))
+    elastic = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", *command("killed", steps=24)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
-    while len(list_checkpoints(killed)) < 2 or int(list_checkpoints(killed)[0].name[5:]) < 6:
+    while step_of(list_checkpoints(tmp_path / "killed")[0]) < 14:
         assert time.monotonic() < deadline
-        assert processes[0].poll() is None
+        assert elastic.poll() is None
         time.sleep(0.01)
-    processes[1].kill()  # one is enough: the other notices that it is alone
-    assert processes[0].wait(60) != 0
-    for process in processes:
-        process.communicate()
-    for others in ("one", "sharded"):
-        shutil.copytree(killed, tmp_path / others)
-    finish(start(2, *command))
-    assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
-    finish(start(1, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "one", **changes))))
-    finish(
-        start(4, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "sharded", parallel="fsdp", **changes)))
-    )
-    names = ("whole", "one", "sharded")
-    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
+    workers = Path(f"/proc/{elastic.pid}/task/{elastic.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    said = elastic.communicate(timeout=240)[1]
+    assert elastic.returncode == 0, said[-3000:]
+    assert "going on after step" in said.replace("going on after step 12 ", "", 1), "no worker was started again"
+    assert sha256(tmp_path / "killed" / "model.safetensors") == sha256(tmp_path / "two" / "model.safetensors")
+    assert advanced.main(tiny_advanced(data, tmp_path / "one", **changes, steps=24))
+    finish(start(4, *command("four", steps=24, parallel="fsdp")))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("two", "one", "four")]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
     # what four processes wrote side by side is what one process goes on from
-    assert len(list((list_checkpoints(tmp_path / "sharded")[0] / SHARDS).glob("*.distcp"))) == 4
-    for name in names:
-        assert advanced.main(tiny_advanced(data, tmp_path / name, **{**changes, "steps": 27}))
-    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
-    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    assert len(list((list_checkpoints(tmp_path / "four")[0] / SHARDS).glob("*.distcp"))) == 4
+    for name in ("one", "four"):
+        assert advanced.main(tiny_advanced(data, tmp_path / name, **changes, steps=27))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("one", "four")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 class TestChoices:
