@@ -58,11 +58,11 @@ class Config:
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 1600
+    steps: Steps = 1200
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
-    batch_size: Count = 12
+    batch_size: Count = 16
     """Sequences per step."""
     micro_batch_size: Count | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
@@ -74,7 +74,7 @@ class Config:
     moves everything, 0.001 is a good start for a small model."""
     matrix_lr: Rate = 0.02
     """Peak learning rate of Muon."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    weight_decay: Annotated[float, Range(0, 100)] = 0.15
     """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak; after them it falls to zero."""
@@ -115,5 +115,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=400),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=300),
 }
