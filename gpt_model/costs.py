@@ -56,7 +56,7 @@ def parameters(config: GPTConfig) -> dict[str, int]:
     return {
         "token embedding": config.padded_vocab_size * C,
         "position embedding": config.context_length * C if config.position == "learned" else 0,
-        "attention": L * (_attention_matrices(config) + _attention_vectors(config)),
+        "attention": L * (_numbers(_attention_shapes(config)) + _attention_vectors(config)),
         "feed-forward": L * (E * feed_forward + C * E if E else feed_forward),
         "norms": (2 * L + 1) * (C + bias * C),
     }
@@ -78,15 +78,17 @@ def _rotary(config: GPTConfig) -> int:
     return config.rope_dim if config.position == "rope" else 0
 
 
-def _attention_matrices(config: GPTConfig) -> int:
-    """Return how many numbers are in the matrices of one attention layer."""
+def _attention_shapes(config: GPTConfig) -> list[tuple[int, int]]:
+    """Return the rows and columns of each matrix of one attention layer."""
     C = config.d_model
     H, G, D = _heads(config)
+    if config.attention == "mha":
+        return [(3 * C, C), (C, C)]
     if config.attention != "mla":
-        return C * (H + 2 * G) * D + C * C
+        return [(C, C), (G * D, C), (G * D, C), (C, C)]
     R, Q, P = config.latent_dim, config.query_latent_dim, _rotary(config)
-    queries = C * H * (D + P) if Q is None else C * Q + Q * H * (D + P)
-    return queries + C * (R + P) + R * 2 * C + C * C
+    queries = [(H * (D + P), C)] if Q is None else [(Q, C), (H * (D + P), Q)]
+    return [*queries, (R + P, C), (2 * C, R), (C, C)]
 
 
 def _attention_vectors(config: GPTConfig) -> int:
@@ -99,10 +101,16 @@ def _attention_vectors(config: GPTConfig) -> int:
     return norms + config.bias * (H * (D + _rotary(config)) + C)
 
 
-def _block_matrices(config: GPTConfig, experts: int) -> int:
-    """Return how many numbers are in the matrices of one block, of whose experts only `experts` count."""
+def _block_shapes(config: GPTConfig, experts: int) -> list[tuple[int, int]]:
+    """Return the rows and columns of each matrix of one block, of whose experts only `experts` count."""
     C, E = config.d_model, config.n_experts
-    return _attention_matrices(config) + (experts * 8 * C * C + C * E if E else 8 * C * C)
+    feed_forward = [(4 * C, C), (C, 4 * C)]
+    return _attention_shapes(config) + (experts * feed_forward + [(E, C)] if E else feed_forward)
+
+
+def _numbers(shapes: list[tuple[int, int]]) -> int:
+    """Return how many numbers are in matrices of these shapes."""
+    return sum(rows * columns for rows, columns in shapes)
 
 
 # -- operations --------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ def mfu(config: GPTConfig, tokens_per_second: float, peak_flops: float, length: 
 def _block_flops(config: GPTConfig, B: int, T: int, cached: int) -> int:
     H, _, D = _heads(config)
     S = _looked_at(config, T, cached)
-    matrices = 2 * B * T * _block_matrices(config, config.n_active_experts)
+    matrices = 2 * B * T * _numbers(_block_shapes(config, config.n_active_experts))
     if config.attention != "mla":
         return matrices + 2 * B * H * T * S * 2 * D
     R, P = config.latent_dim, _rotary(config)
@@ -220,7 +228,8 @@ class TrainingMemory:
     gradients: int
     """In float32 too."""
     optimizer: int
-    """AdamW keeps two numbers for each parameter; Muon one for each in the matrices of the blocks."""
+    """AdamW keeps two numbers for each parameter; of those in the matrices of the blocks, Muon keeps one, and GaLore
+    fewer: see `galore_numbers`."""
     bfloat16_copies: int
     """Autocast's bfloat16 copies of the matrices, which live until backward has used them. With checkpointing only
     the output layer's: the trainer has autocast keep none (cache_enabled=False), and blocks make theirs anew."""
@@ -235,7 +244,13 @@ class TrainingMemory:
 
 
 def training_memory(
-    config: GPTConfig, batch: int, length: int, *, autocast: bool = True, optimizer: str = "adamw"
+    config: GPTConfig,
+    batch: int,
+    length: int,
+    *,
+    autocast: bool = True,
+    optimizer: str = "adamw",
+    rank: int | None = None,
 ) -> TrainingMemory:
     """Return the memory of one training step without torch.compile, which needs less: see pretraining/README.md.
 
@@ -247,19 +262,46 @@ def training_memory(
         batch: rows that go through the model at once: a micro-batch, where gradients are accumulated.
         length: tokens of each.
         autocast: whether products are computed in bfloat16.
-        optimizer: "adamw", or "muon" for the matrices of the blocks and AdamW for the rest.
+        optimizer: "adamw"; or "muon" or "galore" for the matrices of the blocks, and AdamW for the rest.
+        rank: of GaLore; see `default_rank`.
     """
     N = n_parameters(config)
-    matrices = config.n_layers * _block_matrices(config, config.n_experts)
+    matrices = config.n_layers * _numbers(_block_shapes(config, config.n_experts))
     head = config.padded_vocab_size * config.d_model
     return TrainingMemory(
         weights=N * FLOAT32,
         gradients=N * FLOAT32,
-        optimizer=(2 * N - (matrices if optimizer == "muon" else 0)) * FLOAT32,
+        optimizer=_optimizer_numbers(config, optimizer, rank) * FLOAT32,
         bfloat16_copies=autocast * 2 * (head if config.checkpoint_activations else matrices + head),
         activations=activation_bytes(config, batch, length, autocast=autocast),
         logits=batch * length * config.vocab_size * ((2 if autocast else FLOAT32) + 2 * FLOAT32),
     )
+
+
+def default_rank(config: GPTConfig) -> int:
+    """Return the rank of GaLore if none is asked for: a quarter of the model's width, as in the paper."""
+    return max(1, config.d_model // 4)
+
+
+def galore_numbers(rows: int, columns: int, rank: int) -> int:
+    """Return how many numbers GaLore keeps for a matrix: a projector from the smaller side, and two narrow moments.
+
+    A matrix whose smaller side is no larger than the rank has nothing to gain by it, and is AdamW's.
+    """
+    small, large = sorted((rows, columns))
+    return small * rank + 2 * rank * large if rank < small else 2 * rows * columns
+
+
+def _optimizer_numbers(config: GPTConfig, optimizer: str, rank: int | None) -> int:
+    """Return how many numbers an optimizer keeps; its counters of steps, one for each parameter, are left out."""
+    shapes = config.n_layers * _block_shapes(config, config.n_experts)
+    rest = 2 * (n_parameters(config) - _numbers(shapes))
+    if optimizer == "muon":
+        return rest + _numbers(shapes)
+    if optimizer == "galore":
+        rank = default_rank(config) if rank is None else rank
+        return rest + sum(galore_numbers(rows, columns, rank) for rows, columns in shapes)
+    return rest + 2 * _numbers(shapes)
 
 
 def activation_bytes(config: GPTConfig, batch: int, length: int, *, autocast: bool = True) -> int:

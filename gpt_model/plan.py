@@ -57,8 +57,8 @@ class Config:
     """Tokens per optimizer step: by default 512 rows of 1,024, as GPT-2's training had."""
     utilisation: Annotated[float, Range(0.001, 1)] = 0.4
     """Share of the GPU's peak that training is assumed to reach: about 0.25 in a plain loop, 0.4 in a good one."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for everything, or Muon for the matrices of the blocks."""
+    optimizer: Literal["adamw", "muon", "galore"] = "adamw"
+    """AdamW for everything; or Muon or GaLore, at a quarter of the width, for the matrices of the blocks."""
     sequences: Count | None = None
     """Texts served at once; by default as many as fit."""
 

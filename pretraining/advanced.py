@@ -41,6 +41,7 @@ from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory
 from utils.locks import alone
 from utils.outputs import check_writable
+from utils.tracking import open_trackers
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.train_tokenizer import END_OF_TEXT
 
@@ -100,8 +101,8 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
         data: "train" and "val".
         world: the processes.
     """
+    check_disk(config, model_config)
     engine = make_engine(config, model_config, world)
-    check_disk(config, engine.model)
     batches = ResumableLoader(
         data["train"], config.batch_size, config.seed, device=world.device, rank=world.rank, n_ranks=world.size
     )
@@ -126,10 +127,15 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
             f"{sum(p.numel() for p in engine.model.parameters()):,}",
             _how(config, world),
         )
-    torch.manual_seed(config.seed + world.rank)  # each process drops other activations
-    finished = fit(
-        engine, batches, validation, make_schedule(config), config.out, plan, make_callbacks(config, engine, validation)
-    )
+    if not world.is_main:
+        torch.manual_seed(config.seed + world.rank)  # each process drops other activations
+    trackers = open_trackers(config.trackers, config.out, vars(config)) if world.is_main else []
+    callbacks = make_callbacks(config, engine, validation)
+    try:
+        finished = fit(engine, batches, validation, make_schedule(config), config.out, plan, callbacks, trackers)
+    finally:
+        for tracker in trackers:
+            tracker.close()
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -146,14 +152,7 @@ def make_engine(config: AdvancedConfig, model_config: GPTConfig, world: World) -
     objective = NextToken(n_chunks=config.loss_chunks, end_of_text=end_of_text)
 
     def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-        return make_optimizers(
-            model,
-            config.optimizer,
-            lr=config.lr,
-            matrix_lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            bfloat16=config.precision == "bfloat16",
-        )
+        return make_optimizers(model, **config.optimizer_settings)
 
     settings = Settings(
         precision="float32" if config.precision == "tf32" else config.precision,

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from gpt_model.config import PRESETS as MODELS
 from pretraining.config import Config
 from utils.ranges import Count, Range, Share
+from utils.tracking import check_trackers
 
 Seconds = Annotated[float, Range(0, 10**9, open_below=True)]
 
@@ -64,10 +65,14 @@ class AdvancedConfig(Config):
     """Whether steps with a spike are dropped. On a GPU, each step then waits for the length of its gradient."""
     time_limit: Seconds | None = None
     """Seconds after which this process saves and stops, for jobs that would be killed later."""
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where numbers go besides metrics.jsonl."""
+    trackers: tuple[str, ...] = ()
+    """Where numbers go besides metrics.jsonl: tensorboard, wandb or both."""
     timeout: Seconds = 600
     """Seconds for which processes wait for one another."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_trackers(self.trackers)
 
     @property
     def rows_at_once(self) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from gpt_model import GPTConfig
 from gpt_model.costs import TrainingMemory, training_memory
@@ -127,14 +126,14 @@ def passes(engine: Engine, objective: Objective, make_batch: Callable[[int], Bat
     return try_rows
 
 
-def check_disk(config: AdvancedConfig, model: nn.Module) -> None:
+def check_disk(config: AdvancedConfig, model_config: GPTConfig) -> None:
     """Check that the disk has room for one checkpoint, before hours are spent on what cannot be saved.
 
     Raises:
         InputError: if it has not.
     """
-    numbers = {"muon": 2, "adamw": 3}.get(config.optimizer, 3)  # per parameter: the weight, and what is remembered
-    needed = numbers * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    memory = _memory(config, model_config, rows=1)
+    needed = memory.weights + memory.optimizer
     existing = next(folder for folder in (config.out, *config.out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -146,7 +145,14 @@ def check_disk(config: AdvancedConfig, model: nn.Module) -> None:
 
 def _memory(config: AdvancedConfig, model_config: GPTConfig, rows: int) -> TrainingMemory:
     autocast = config.precision in ("bfloat16", "float16")
-    return training_memory(model_config, rows, config.context_length, autocast=autocast, optimizer=config.optimizer)
+    return training_memory(
+        model_config,
+        rows,
+        config.context_length,
+        autocast=autocast,
+        optimizer=config.optimizer,
+        rank=config.galore_rank,
+    )
 
 
 def _gigabytes(n_bytes: float) -> str:

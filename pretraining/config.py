@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gpt_model.config import Number, Tokens, Width
 from utils.files import InputError
@@ -67,13 +67,20 @@ class Config:
     micro_batch_size: Count | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
     several passes are added up before the step, with the same result. None means all of them."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """muon moves the matrices of the blocks by Muon and the rest by AdamW."""
+    optimizer: Literal["muon", "adamw", "galore"] = "muon"
+    """muon and galore move the matrices of the blocks, and leave the rest to AdamW. muon learns fastest; galore keeps
+    the least in memory."""
     lr: Rate = 0.015
-    """Peak learning rate of AdamW. With muon it moves embeddings and norms only, and may be high; where it
-    moves everything, 0.001 is a good start for a small model."""
+    """Peak learning rate of AdamW, and of GaLore. With muon it moves embeddings and norms only, and may be high; where
+    it moves everything, 0.001 is a good start for a small model."""
     matrix_lr: Rate = 0.02
     """Peak learning rate of Muon."""
+    galore_rank: Count | None = None
+    """galore: directions kept of each matrix's gradient; None means a quarter of d_model."""
+    galore_every: Steps = 200
+    """galore: steps after which a matrix's directions are chosen anew."""
+    galore_scale: Annotated[float, Range(0, 100, open_below=True)] = 0.25
+    """galore: what the steps of these matrices are multiplied by; together with lr, their learning rate."""
     weight_decay: Annotated[float, Range(0, 100)] = 0.15
     """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
@@ -107,6 +114,15 @@ class Config:
         check_ranges(self)
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise InputError(f"micro_batch_size must divide batch_size {self.batch_size}, got {self.micro_batch_size}")
+        if self.optimizer == "galore" and (self.galore_rank or 0) >= self.d_model:
+            raise InputError(f"galore_rank must be below d_model {self.d_model}, got {self.galore_rank}")
+
+    @property
+    def optimizer_settings(self) -> dict[str, Any]:
+        """The arguments of `make_optimizers`, apart from the model."""
+        names = ("lr", "matrix_lr", "weight_decay", "galore_rank", "galore_every", "galore_scale")
+        values = {name: getattr(self, name) for name in names}
+        return {"name": self.optimizer, "bfloat16": self.precision == "bfloat16", **values}
 
     @property
     def rows_at_once(self) -> int:

@@ -37,10 +37,8 @@ def least_memory(config: Config, model_config: GPTConfig) -> int:
     so only half of them count, and none of the logits and of autocast's copies.
     """
     rows, length = config.rows_at_once, config.context_length
-    both = [
-        training_memory(model_config, rows, length, autocast=autocast, optimizer=config.optimizer)
-        for autocast in (True, False)
-    ]
+    optimizer = {"optimizer": config.optimizer, "rank": config.galore_rank}
+    both = [training_memory(model_config, rows, length, autocast=autocast, **optimizer) for autocast in (True, False)]
     certain = both[0].weights + both[0].gradients + both[0].optimizer
     activations = min(memory.activations for memory in both) // 2
     ids = 2 * ID_BYTES * config.batch_size * length  # the batch: tokens and their targets

@@ -2,12 +2,12 @@
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 from utils.figures import BLUE, ORANGE, figure, save_svg
 from utils.files import InputError, write_atomically
+from utils.tracking import METRICS, append_line, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +16,7 @@ EACH = {"step", "seconds", "loss", "tokens_per_second"}  # in every line
 
 def append_metrics(run: Path, **values: Any) -> None:
     """Add a line to the run's metrics.jsonl."""
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    append_line(run / METRICS, values)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -25,11 +24,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
     Each has a "step", its "loss", "tokens_per_second" and "seconds" since the beginning, and some a "val_loss".
     """
-    path = run / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    entries = [entry for line in lines if (entry := _entry(line)) is not None]
-    if len(entries) < len(lines):
-        log.warning("%s: damaged lines are left out, %s of %s", path, len(lines) - len(entries), len(lines))
+    path = run / METRICS
+    entries, damaged = read_lines(path, EACH)
+    if damaged:
+        log.warning("%s: damaged lines are left out, %s of %s", path, damaged, damaged + len(entries))
     return entries
 
 
@@ -45,20 +43,10 @@ def finished_metrics(run: Path) -> list[dict[str, Any]]:
     return metrics
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
-    """Return the numbers in a line, or None if it is damaged."""
-    try:
-        entry = json.loads(line)
-        sound = isinstance(entry, dict) and entry.keys() >= EACH and all(map(math.isfinite, entry.values()))
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return None
-    return entry if sound else None
-
-
 def forget_metrics_after(run: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run is going to take again."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
-    with write_atomically(run / "metrics.jsonl") as file:
+    with write_atomically(run / METRICS) as file:
         file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 

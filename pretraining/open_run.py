@@ -11,13 +11,14 @@ from typing import Any
 
 from gpt_model import GPTConfig
 from gpt_model.run_directory import identity, read_config
-from pretraining.checkpoint import CHECKPOINT_FILES, WEIGHTS, list_checkpoints, step_of
+from pretraining.checkpoint import CHECKPOINT_FILES, SHARDS, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
 from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
 from utils.outputs import check_output_folder, delete_ours
+from utils.tracking import TRACKER_FILES
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
 
@@ -29,13 +30,18 @@ RUN_FILES = (
     CONFIG,
     TOKENIZER,
     WEIGHTS,
-    "metrics.jsonl",
+    *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
     "results.json",
     "snapshots/step_*.safetensors",
     *(f"train_state/step_*/{name}" for name in CHECKPOINT_FILES),
     "train_state/.step_*.tmp/*",
+    *(
+        f"train_state/{step}/{SHARDS}/{name}"
+        for step in ("step_*", ".step_*.tmp")
+        for name in ("*.distcp", ".metadata*")
+    ),
     "bad_batch/step_*.pt",
 )
 # What was the only way before it became a setting, where that is not what is given today.

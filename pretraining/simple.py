@@ -63,14 +63,7 @@ class Trainer:
         self.model = GPT(model_config).to(self.device)
         compiled = config.compile == "on" and compiler_works(self.device.type)
         self.forward = torch.compile(self.model) if compiled else self.model
-        self.optimizers = make_optimizers(
-            self.model,
-            config.optimizer,
-            lr=config.lr,
-            matrix_lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            bfloat16=config.precision == "bfloat16",
-        )
+        self.optimizers = make_optimizers(self.model, **config.optimizer_settings)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.batches = ResumableLoader(data["train"], config.batch_size, config.seed, device=self.device)
         self.steps = self.saved_at = 0

@@ -4,8 +4,9 @@ import ctypes
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import ParamSpec, TypeVar
+
+from tests.forked import SERVER
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,7 +18,7 @@ def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     Trainers have their process keep what is freed, and those that other tests ran in this one would hide what is
     taken, or have it taken in another place each time. There, what is freed goes back at once.
     """
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=_hand_back_what_is_freed) as process:
+    with ProcessPoolExecutor(1, SERVER, initializer=_hand_back_what_is_freed) as process:
         return process.submit(function, *args, **kwargs).result()
 
 

@@ -16,6 +16,7 @@ from pretraining import simple
 from tests.tiny_run import tiny
 from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
     pytest_addoption,
+    pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_sessionfinish,
     pytest_terminal_summary,

@@ -109,6 +109,10 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     assert f"error: {tmp_path} is not a run directory" in error(GENERATE, "--run", tmp_path)
 
 
+def test_watching_what_is_not_there(tmp_path: Path) -> None:
+    assert f"error: {tmp_path} is not a run directory" in error("pretraining.watch", tmp_path)
+
+
 @pytest.mark.parametrize("size", [1000, 30_000, 80_000])
 def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> None:
     """No mock: the kernel refuses to let any file grow past the limit."""

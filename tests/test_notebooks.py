@@ -2,16 +2,15 @@
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+from tests.kernels import execute
 
 ROOT = Path(__file__).parent.parent
 LESSONS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
@@ -117,10 +116,7 @@ def test_few_cells_vary() -> None:
 def test_runs_from_top_to_bottom(path: Path, say: Callable[[str], None]) -> None:
     """Each in a kernel of its own, which ends with it."""
     started = time.monotonic()
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # where there is a network, no lesson downloads gigabytes here
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, resources={"metadata": {"path": path.parent}}).execute(env=offline)
-    found = differences(json.loads(path.read_text(encoding="utf-8")), notebook)
+    found = differences(json.loads(path.read_text(encoding="utf-8")), execute(path))
     assert not found, "execute it anew (make notebooks), or tag what depends on the machine:\n" + "\n".join(found)
     say(f"{ids(path)}: {time.monotonic() - started:.0f} s")
 

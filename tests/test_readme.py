@@ -7,9 +7,9 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
 from gpt_model.benchmark import figures as model_figures
+from tests.commands import run
 from utils.measuring import markdown_table
 from working_with_text_data.benchmark import figures as tokenizer_figures
 
@@ -263,6 +264,7 @@ ELSEWHERE = {
     "python -m gpt_model.convert": "test_smaller_cache.py",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
+    "python -m pretraining.watch": "test_watch.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
 }
 
@@ -277,16 +279,15 @@ def test_every_command_is_run_by_a_test(readme: Path) -> None:
 def test_commands_run_on_a_users_own_text(tmp_path: Path, persuasion: str) -> None:
     """In order, in a folder of their own, with my_text.txt as the README has it."""
     (tmp_path / "my_text.txt").write_text(persuasion[:80_000], encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     chapters = (ROOT, ROOT / "working_with_text_data", ROOT / "gpt_model")
     shown = [line for folder in chapters for line in commands(folder / "README.md")]
     lines = [line for line in dict.fromkeys(shown) if any(line.startswith(known) for known in IN_PLACE)]
     assert len(lines) >= 5
     for line in lines:
         extra = next(extra for known, extra in IN_PLACE.items() if line.startswith(known))
-        result = subprocess.run(
-            f"{line} {extra}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        python, _, *command = shlex.split(f"{line} {extra}", comments=True)
+        assert python == "python"
+        result = run(*command, folder=tmp_path)
         assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
         assert result.stdout or result.stderr
 
@@ -339,10 +340,14 @@ def test_an_unsuitable_python_is_named_in_one_line(clone: Path, script: str, mes
 
 
 @pytest.mark.slow
-def test_a_fresh_clone(clone: Path) -> None:
-    """With make, then in plain pip lines, each in an environment of its own."""
+@pytest.mark.parametrize("anew", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_a_fresh_clone(clone: Path, anew: bool) -> None:
+    """With make, then in plain pip lines: day by day in the same environment, exhaustively in one of their own."""
     installs_by_make_demo(clone)
+    if anew:
+        make_clean(clone)
     goes_on_in_plain_pip_lines(clone)
+    make_clean(clone)
 
 
 def installs_by_make_demo(clone: Path) -> None:
@@ -363,6 +368,10 @@ def installs_by_make_demo(clone: Path) -> None:
     (clone / "requirements.lock").write_text(f"{lock}\n")
     assert "pip install -q -c requirements.lock" in shell(clone, planned).stdout
     (clone / "requirements.lock").write_text(lock)
+
+
+def make_clean(clone: Path) -> None:
+    """`make clean` deletes the environment and leaves the model."""
     assert shell(clone, "make clean").returncode == 0
     assert not (clone / ".venv").exists()
     assert (clone / "runs" / "demo" / "results.json").exists()

@@ -1,7 +1,10 @@
 """Settings of a training run that takes a second or two, and a tokenizer that it was not trained with."""
 
+import contextlib
+import os
 from pathlib import Path
 
+from pretraining import simple
 from pretraining.config import Config
 from working_with_text_data.minbpe import RegexTokenizer
 from working_with_text_data.train_tokenizer import END_OF_TEXT
@@ -15,6 +18,11 @@ def tiny(data: Path, out: Path, **changes: object) -> Config:
         "eval_every": 5, "eval_blocks": 8, "checkpoint_every": 4,
     }  # fmt: skip
     return Config(data=data, out=out, **{**settings, **changes})
+
+
+def train_silently(config: Config) -> None:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        simple.main(config)
 
 
 def other_tokenizer(path: Path, vocab_size: int = 512) -> None:

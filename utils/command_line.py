@@ -21,7 +21,13 @@ CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 16
 NARROWEST = 40  # columns of a terminal; with fewer, tyro's layout of the help does not come to an end
 
 
-def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config] | None = None) -> None:
+def run(
+    main: Callable[[Config], Any],
+    config_class: type[Config],
+    presets: Mapping[str, Config] | None = None,
+    *,
+    first: str | None = None,
+) -> None:
     """Make a Config from the arguments, call `main` with it, and end the process.
 
     What is printed reaches any console: characters that it cannot hold are written out, and a reader that has seen
@@ -32,11 +38,12 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
         config_class: a dataclass; its fields become flags and their docstrings the help.
         presets: configurations with a name. Given as first argument it replaces the defaults, and
             flags after it change single fields: `python -m pretraining.simple demo --steps 100`.
+        first: the field that a first argument without a flag gives: `python -m pretraining.watch runs/mine`.
     """
     _open_streams()
     try:
         try:
-            _run(main, config_class, presets or {})
+            _run(main, config_class, presets or {}, first)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -52,7 +59,9 @@ def run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapp
         sys.exit(130)
 
 
-def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config]) -> None:
+def _run(
+    main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config], first: str | None
+) -> None:
     import tyro  # here only: importing a script's module must not need it
 
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
@@ -68,6 +77,8 @@ def _run(main: Callable[[Config], Any], config_class: type[Config], presets: Map
         default = {"default": presets[arguments.pop(0)]}
     elif presets:
         description += f"\n\nPresets, as first argument: {', '.join(presets)}. Flags after one change its values."
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, f"--{first}")
     program = f"python -m {sys.modules['__main__'].__spec__.name.removesuffix('.__main__')}"  # type: ignore[union-attr]
     main(tyro.cli(config_class, args=arguments, prog=program, description=description, **default))
 

@@ -1,6 +1,6 @@
 """One look for all figures, readable on light pages and on dark ones: mid tones on a transparent background."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,8 +96,66 @@ def draw_boxes(
     axes.axis("off")
 
 
+def draw_network(
+    axes: "Axes", layers: Sequence[Sequence[str]], weights: Sequence[Sequence[Sequence[float]]], digits: int = 2
+) -> None:
+    """Draw a small network: a column of circles for each layer, and a line for each weight between two layers.
+
+    A line is blue where the number is positive, orange where it is negative and grey where it is zero; the larger
+    the number, the thicker the line.
+
+    Args:
+        axes: where to draw; its frame is taken away.
+        layers: the text in each circle, layer by layer.
+        weights: between each two layers a table, a row for each circle on the left.
+        digits: decimals of the numbers on the lines.
+    """
+    heights = [[(len(layer) - 1) / 2 - row for row in range(len(layer))] for layer in layers]
+    largest = max(abs(weight) for table in weights for row in table for weight in row)
+    for left, table in enumerate(weights):
+        for i, row in enumerate(table):
+            for j, weight in enumerate(row):
+                color = INK if weight == 0 else BLUE if weight > 0 else ORANGE
+                start, end = heights[left][i], heights[left + 1][j]
+                width = 0.6 + 3.4 * abs(weight) / largest
+                for a, b in ((0, 0.17), (0.33, 1)):  # a gap for the number
+                    ys = [start + share * (end - start) for share in (a, b)]
+                    axes.plot([left + a, left + b], ys, color=color, linewidth=width, zorder=1)
+                # a quarter of the way, where the numbers of up to three lines per circle stand evenly apart
+                text = axes.text(left + 0.25, start + 0.25 * (end - start), f"{weight:z.{digits}f}", color=color)
+                text.set(ha="center", va="center", fontsize=9)
+    for x, layer in enumerate(layers):
+        axes.scatter([x] * len(layer), heights[x], s=1300, color=PURPLE, zorder=2)
+        for y, label in zip(heights[x], layer, strict=True):
+            axes.text(x, y, label, ha="center", va="center", color="white", zorder=3)
+    tallest = max(len(layer) for layer in layers)
+    axes.set(xlim=(-0.3, len(layers) - 0.6), ylim=(-tallest / 2, tallest / 2))
+    axes.axis("off")
+
+
 def use_style() -> None:
     """Draw everything from here on in the project's style: for notebooks, which show what they draw."""
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({**STYLE, "axes.prop_cycle": plt.cycler(color=COLORS)})
+
+
+def draw_matrices(axes: "Axes", shapes: dict[str, tuple[int, int]], color: str, width: float) -> None:
+    """Draw matrices side by side and to scale: as high as they have rows, as wide as they have columns.
+
+    Args:
+        axes: where to draw; its frame is taken away.
+        shapes: rows and columns of each, by the short name that is written into it.
+        color: of all of them.
+        width: of the axes, in columns; axes of the same width and size have the same scale.
+    """
+    from matplotlib.patches import Rectangle
+
+    x = 0.0
+    for name, (rows, columns) in shapes.items():
+        axes.add_patch(Rectangle((x, 0), columns, -rows)).set(facecolor=color, edgecolor="none")
+        axes.text(x + columns / 2, -rows / 2, name, color="white", ha="center", va="center")
+        x += columns + 0.02 * width
+    axes.set(xlim=(0, width), aspect="equal", anchor="W")
+    axes.autoscale_view(scalex=False)
+    axes.axis("off")

@@ -85,8 +85,8 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
     exact for megabytes, blind for kilobytes, and wrong after `hardware.keep_freed_memory`. Work that is done for
     the first time also grows the process by the code it loads.
     """
-    gc.collect()
     if device.type == "cuda":
+        gc.collect()
         synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

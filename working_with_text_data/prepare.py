@@ -27,7 +27,7 @@ from working_with_text_data.minbpe import Tokenizer, open_tokenizer
 from working_with_text_data.minbpe.fast.parallel import encode_stream
 from working_with_text_data.resumable_folder import OURS, ResumableFolder
 from working_with_text_data.shards import MOST_TOKENS
-from working_with_text_data.sure_cuts import at_sure_cuts
+from working_with_text_data.sure_cuts import at_sure_cuts, encoding_where_cut
 from working_with_text_data.text_files import CORPUS, END_OF_TEXT, HELD_OUT, Part, find_files, split_documents
 from working_with_text_data.train_tokenizer import CORES, Workers
 
@@ -140,13 +140,15 @@ def _write_shards(config: Config, tokenizer: Tokenizer, folder: ResumableFolder,
     first = {split: position.document for split, position in folder.positions.items()}
     in_work: deque[Part] = deque()  # what the encoder has taken, without its text, in the order it comes back
 
-    def text_of(part: Part) -> str:
+    text_or_ids = encoding_where_cut(tokenizer)
+
+    def take(part: Part) -> str | np.ndarray:
         in_work.append(part._replace(text=""))
-        return part.text
+        return text_or_ids(part)
 
     parts = split_documents(config.text, config.held_out, config.separator)
     needed = (part for part in parts if part.document >= first[part.split])
-    texts = map(text_of, at_sure_cuts(needed, tokenizer))
+    texts = map(take, at_sure_cuts(needed, tokenizer))
     end_of_text = np.array([tokenizer.special_tokens[END_OF_TEXT]], dtype=tokenizer.array_dtype)
     begun = dict.fromkeys(writers, -1)  # the document of each split that has its end-of-text token
     with (

@@ -43,6 +43,8 @@ class Part(NamedTuple):
     """The number of its document, from 0 on."""
     position: int
     """Bytes of the input files up to its end, to show progress."""
+    goes_on: bool = False
+    """The next part begins inside a piece of text that begins in this one: see `sure_cuts.py`."""
 
 
 def split_documents(path: Path, share: float = HELD_OUT, separator: str = "") -> Iterator[Part]:

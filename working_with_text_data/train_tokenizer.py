@@ -6,6 +6,7 @@ python -m working_with_text_data.train_tokenizer --text my_books/ --vocab-size 8
 import logging
 import os
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ from utils.ranges import Count, Range, Share, check_ranges
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, RegexTokenizer
 from working_with_text_data.minbpe.files import FORMAT
 from working_with_text_data.sure_cuts import at_sure_cuts
-from working_with_text_data.text_files import CORPUS, END_OF_TEXT, HELD_OUT, find_files, split_documents
+from working_with_text_data.text_files import CORPUS, END_OF_TEXT, HELD_OUT, Part, find_files, split_documents
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def main(config: Config) -> RegexTokenizer:
     parts = split_documents(config.text, config.held_out, config.separator)
     learned = (part for part in parts if part.split == "train")
     tokenizer.train(
-        (part.text for part in at_sure_cuts(learned, tokenizer)),
+        _beginnings(at_sure_cuts(learned, tokenizer)),
         config.vocab_size - 1,
         min_frequency=config.min_frequency,
         workers=config.workers,
@@ -100,6 +101,15 @@ def main(config: Config) -> RegexTokenizer:
         )  # fmt: skip
     log.info("tokenizer: %s tokens in %.1f s -> %s", f"{tokenizer.vocab_size:,}", seconds, printable(str(config.out)))
     return tokenizer
+
+
+def _beginnings(parts: Iterable[Part]) -> Iterator[str]:
+    """Yield the text of the parts; of a piece so long that it is cut only what stands in the first of its parts."""
+    goes_on = False
+    for part in parts:
+        if not goes_on:
+            yield part.text
+        goes_on = part.goes_on
 
 
 def _is_tokenizer(path: Path) -> bool:

@@ -93,7 +93,8 @@ def measure_step(config: Config, model_config: GPTConfig, peak: float) -> dict[s
     tokens = config.batch_size * config.context_length
     timed = seconds[WARM_UP_STEPS:]
     speed = tokens / statistics.median(timed)
-    formula = training_memory(model_config, config.batch_size, config.context_length, optimizer=config.optimizer)
+    optimizer = {"optimizer": config.optimizer, "rank": config.galore_rank}
+    formula = training_memory(model_config, config.batch_size, config.context_length, **optimizer)
     return {
         "optimizer": config.optimizer,
         "tokens_per_second": {"median": speed, "best": tokens / min(timed), "worst": tokens / max(timed)},

@@ -10,7 +10,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.checkpoint import load_checkpoint, save_checkpoint
+from pretraining.checkpoint import SHARDS, begin_checkpoint, complete_checkpoint, load_checkpoint
 from pretraining.engine.callbacks import Callback
 from pretraining.engine.engine import Engine, NotFiniteError, StepInfo, split_batch
 from pretraining.engine.objective import Batch
 from pretraining.engine.schedules import Schedule
-from pretraining.metrics import append_metrics, forget_metrics_after
+from pretraining.engine.sharded_files import load_shards
+from pretraining.metrics import forget_metrics_after
 from utils.files import InputError, write_atomically
 from utils.interrupt import StopRequest, stop_on_signal
+from utils.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def fit(
     run: Path,
     plan: Plan,
     callbacks: Sequence[Callback] = (),
-    write: Callable[[int, Mapping[str, float]], None] | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> bool:
     """Train from the run's newest checkpoint, or its start; return False if it was stopped before the last step.
 
@@ -82,13 +85,13 @@ def fit(
         run: the run directory.
         plan: when to do what.
         callbacks: what looks on, and may stop the run; see `callbacks.py`.
-        write: where the numbers of a step go besides the run's metrics.jsonl; called in the main process.
+        trackers: where numbers go, of the main process; see `utils.tracking.open_trackers`. They are not closed.
 
     Raises:
-        InputError: if the gradient is no number any more; the batch is saved, and the last checkpoint is intact.
+        InputError: if the gradient is not a number any more; the batch is saved, and the last checkpoint is intact.
             If a checkpoint cannot be read or written.
     """
-    trainer = Trainer(engine, batches, validation, schedule, run, plan, callbacks, write)
+    trainer = Trainer(engine, batches, validation, schedule, run, plan, callbacks, trackers)
     if trainer.resume():
         log.info("%s: going on after step %s of %s", run, trainer.steps, plan.steps)
     else:
@@ -110,7 +113,7 @@ class Trainer:
         run: Path,
         plan: Plan,
         callbacks: Sequence[Callback],
-        write: Callable[[int, Mapping[str, float]], None] | None,
+        trackers: Sequence[Tracker],
     ) -> None:
         self.engine = engine
         self.world = engine.world
@@ -120,12 +123,14 @@ class Trainer:
         self.run = run
         self.plan = plan
         self.callbacks = callbacks
-        self.write = write
+        self.trackers = trackers
         self.steps = 0
         self.saved_at = -1
         self.stopped_by: Callback | None = None
         self.seconds_before = 0.0  # spent by earlier processes of this run
         self.started = time.perf_counter()
+        self._writing: Future | None = None  # of the checkpoint that is not complete yet
+        self._complete: Callable[[], None] | None = None
         self.shown: dict[str, str] = {}  # beside the progress bar
         self._forget()
 
@@ -157,6 +162,7 @@ class Trainer:
                     self.save()
         if self.saved_at != self.steps:
             self.save()
+        self.finish_saving()
 
     def step(self) -> None:
         """Take one step."""
@@ -170,6 +176,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_step(self.engine, self.steps)
         self._listen()
+        if self._writing is not None and self.world.any(self.world.is_main and self._writing.done()):
+            self.finish_saving()
 
     def look(self, evaluate: bool) -> None:
         """Read and log the numbers of the steps since the last look, after evaluating if that is due."""
@@ -192,9 +200,8 @@ class Trainer:
         if evaluate:
             entry.update(self._evaluate())
         if self.world.is_main:
-            append_metrics(self.run, step=self.steps, seconds=round(self.seconds, 2), **entry)
-            if self.write is not None:
-                self.write(self.steps, entry)
+            for tracker in self.trackers:
+                tracker.log(self.steps, {"seconds": round(self.seconds, 2), **entry})
         self._listen()
         self.shown = {"loss": f"{entry['loss']:.3f}", "tokens_s": f"{entry['tokens_per_second']:,}"}
         self._forget()
@@ -237,18 +244,42 @@ class Trainer:
             ) from error
 
     def save(self) -> None:
-        """Write a checkpoint; every process must call it."""
+        """Write a checkpoint, or begin to; every process must call it."""
+        self.finish_saving()
+        step, snapshot = self.steps, self.snapshot_due
+        folder = self.world.from_main(lambda: begin_checkpoint(self.run, step))
         weights = self.engine.way.whole(self.engine.model.state_dict())
+        states, self._writing = self.engine.way.save_states(self.engine.optimizers, folder / SHARDS)
         state = {
             "seconds": self.seconds,
             "engine": self.engine.state_dict(),
-            "optimizers": self.engine.way.whole_states(self.engine.optimizers),
+            "optimizers": states,
             "batches": self.batches.state_dict(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
             "rngs": self.world.gather(random_state(self.world.device)),
         }
-        self.world.from_main(lambda: save_checkpoint(self.run, self.steps, weights, state, snapshot=self.snapshot_due))
-        self.saved_at = self.steps
+        self._complete = lambda: complete_checkpoint(self.run, step, weights, state, snapshot=snapshot)
+        self.saved_at = step
+        if self._writing is None:
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        """Wait until all parts of a checkpoint are written, and give it its name; every process must call it."""
+        if self._complete is None:
+            return
+        complete, self._complete = self._complete, None
+        writing, self._writing = self._writing, None
+        failure = None if writing is None else writing.exception()  # waits
+
+        def finish() -> None:
+            if failure is not None:
+                raise InputError(
+                    f"could not write a checkpoint to {self.run} ({type(failure).__name__}: {failure}): earlier ones "
+                    "are intact; make room, then give the same command to resume"
+                ) from failure
+            complete()
+
+        self.world.from_main(finish)
 
     def resume(self) -> bool:
         """Go back to the run's newest checkpoint, in every process; return False if it has none."""
@@ -259,7 +290,10 @@ class Trainer:
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what a checkpoint holds."""
-        self.engine.way.load_whole_states(self.engine.optimizers, state["optimizers"])
+        states = state["optimizers"]
+        if (state["folder"] / SHARDS).exists():
+            states = load_shards(state["folder"] / SHARDS, states, self.engine.optimizers)
+        self.engine.way.load_whole_states(self.engine.optimizers, states)
         self.engine.load_state_dict(state["engine"])
         self.batches.load_state_dict(state["batches"])
         for callback in self.callbacks:  # one that was not there before begins now

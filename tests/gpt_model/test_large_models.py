@@ -96,6 +96,7 @@ def bytes_kept(model: GPT) -> Iterator[dict[int, int]]:
     alive = []  # so that no address is used twice
 
     def keep(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # with its graph, which holds this function, it would never be freed
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             storages[storage.data_ptr()] = storage.nbytes()

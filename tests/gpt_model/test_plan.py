@@ -23,7 +23,7 @@ anything = given(
     context=st.sampled_from([1, 100, 1024, 5000]),
     tokens_per_step=st.sampled_from([1, 9_999, 524_288]),
     sequences=st.sampled_from([None, 1, 50]),
-    optimizer=st.sampled_from(["adamw", "muon"]),
+    optimizer=st.sampled_from(["adamw", "muon", "galore"]),
 )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from gpt_model import GPT, GPTConfig, TextGenerator, convert
 from gpt_model.run_directory import load_tokenizer
 from gpt_model.smaller_cache import LayerReport, describe, to_gqa, to_mla
+from tests.commands import run
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2Tokenizer
 
@@ -258,8 +259,7 @@ def test_the_report_reads_as_a_table() -> None:
 
 def test_the_script_writes_a_run_that_others_read(finished_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "mla"
-    command = [sys.executable, "-m", "gpt_model.convert", "--run", finished_run, "--out", out, "--latent-dim", "32"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    result = run("gpt_model.convert", "--run", finished_run, "--out", out, "--latent-dim", "32")
     assert result.returncode == 0, result.stderr
     assert "512 -> 256" in result.stderr  # the sum of two layers
     training = json.loads((out / "config.json").read_text())["training"]

@@ -91,7 +91,7 @@ def make_trainer(data: Path, out: Path, **changes: Any) -> simple.Trainer:
     return simple.Trainer(*open_run(tiny(data, out, **{**BFLOAT16, **changes})))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "galore"])
 def test_a_checkpoint_brings_back_all_that_the_next_step_depends_on(
     data: Path, tmp_path: Path, optimizer: str, say: Say
 ) -> None:

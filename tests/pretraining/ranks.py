@@ -20,6 +20,7 @@ from gpt_model.gpt import NOT_COUNTED
 from pretraining.engine import Engine, NextToken, Settings, World, join_world
 from pretraining.engine.callbacks import MovingAverage
 from pretraining.engine.engine import split_batch
+from pretraining.engine.sharded_files import load_shards
 from pretraining.optimizers import make_optimizers
 
 STEPS = 5
@@ -45,7 +46,9 @@ def make_engine(world: World, way: str, optimizer: str, dtype: torch.dtype) -> E
     model = GPT(GPTConfig(vocab_size=65, context_length=16, d_model=32, n_layers=3, n_heads=2)).to(dtype)
 
     def optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-        return make_optimizers(model, optimizer, lr=0.01, matrix_lr=0.02, weight_decay=0.1, bfloat16=False)
+        return make_optimizers(
+            model, optimizer, lr=0.01, matrix_lr=0.02, weight_decay=0.1, bfloat16=False, galore_every=3
+        )
 
     engine = Engine(model, NextToken(), optimizers, Settings(parallel=way, clip=0.5), world)
     for each in engine.optimizers:
@@ -71,7 +74,7 @@ def difference(ones: dict[str, Tensor], others: dict[str, Tensor]) -> float:
     return max((ones[name] - others[name]).abs().max().item() for name in ones)
 
 
-def compare(world: World, way: str, optimizer: str) -> dict[str, Any]:
+def compare(world: World, way: str, optimizer: str, folder: Path) -> dict[str, Any]:
     """Train with all processes, and alone; return the differences."""
     alone = World(world.device)
     reference = make_engine(alone, "none", optimizer, torch.float64)
@@ -81,7 +84,11 @@ def compare(world: World, way: str, optimizer: str) -> dict[str, Any]:
     found = {"loss": max(abs(a - b) for a, b in zip(train(engine, world.rank, world.size, 2), losses, strict=True))}
     average.after_step(engine, 1)
     weights = engine.way.whole(engine.model.state_dict())
-    states = engine.way.whole_states(engine.optimizers)
+    states, writing = engine.way.save_states(engine.optimizers, folder)
+    if writing is not None:
+        writing.result()
+        world.barrier()
+        saved, states = states, load_shards(folder, states, reference.optimizers)
     whole_average = average.state_dict()["average"]
     found["bytes"] = world.gather(state_bytes(engine))
     found["bytes_alone"] = state_bytes(reference)
@@ -95,7 +102,8 @@ def compare(world: World, way: str, optimizer: str) -> dict[str, Any]:
     # what was made whole must be what a new engine takes its part of: one more step is then the same
     together = world.all((weights, states))[0]
     again = make_engine(world, way, optimizer, torch.float64)
-    again.way.load_whole_states(again.optimizers, together[1])
+    mine = together[1] if writing is None else load_shards(folder, saved, again.optimizers)
+    again.way.load_whole_states(again.optimizers, mine)
     again.model.load_state_dict(again.way.cut(again.model, together[0]))
     batch = next(batches(world.rank, world.size))
     for each in (engine, again):
@@ -111,9 +119,10 @@ def main(folder: Path) -> None:
     torch.use_deterministic_algorithms(True)
     with join_world("cpu", timeout=60) as world:
         found = {
-            f"{way} {optimizer}": compare(world, way, optimizer)
+            f"{way} {optimizer}": compare(world, way, optimizer, folder / f"{way}-{optimizer}")
             for way in ("ddp", "zero1", "fsdp")
-            for optimizer in ("adamw", "muon")
+            for optimizer in ("adamw", "muon", "galore")
+            if (way, optimizer) != ("fsdp", "galore")
         }
         if world.is_main:
             (folder / "found.json").write_text(json.dumps(found))

@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 
 from gpt_model import GPT, GPTConfig
 from pretraining.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from tests.commands import call
 from utils.files import InputError, sha256
 
 
@@ -29,6 +28,7 @@ def load(run: Path, model: GPT) -> dict[str, Any] | None:
 
     def restore(weights: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         found.update(state)
+        assert list_checkpoints(run).count(found.pop("folder")) == 1
         model.load_state_dict(weights)
 
     return found if load_checkpoint(run, model, restore) else None
@@ -182,26 +182,19 @@ def test_saving_the_same_step_again_replaces_it(run: Path, model: GPT) -> None:
     assert state["note"] == "again"
 
 
-SAVE = """
-import resource, sys, torch
-from pathlib import Path
-from gpt_model import GPT, GPTConfig
-from pretraining.checkpoint import save_checkpoint
-from utils.files import InputError
-limit = int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    save_checkpoint(Path(sys.argv[1]), 4, GPT(GPTConfig.preset("tiny")).state_dict(), {"moments": torch.zeros(200_000)})
-except InputError as error:
-    print(error)
-"""
+def save(run: Path) -> None:
+    try:
+        save_checkpoint(run, 4, GPT(GPTConfig.preset("tiny")).state_dict(), {"moments": torch.zeros(200_000)})
+    except InputError as error:
+        print(error)
 
 
 @pytest.mark.parametrize("limit", [0, 1000, 300_000, 700_000])
 def test_a_write_that_fails_midway_is_named_and_loses_nothing(run: Path, model: GPT, limit: int) -> None:
     """A limit on file size set by the kernel: weights need 560 kB, the state 800 kB."""
     before = {path: sha256(path) for path in run.rglob("*") if path.is_file()}
-    result = subprocess.run([sys.executable, "-c", SAVE, run, str(limit)], capture_output=True, text=True, check=True)
+    result = call(save, run, file_size=limit)
+    assert result.returncode == 0, result.stderr
     assert "could not write the checkpoint" in result.stdout
     assert "earlier checkpoints are intact" in result.stdout
     assert result.stdout.count("\n") == 1
@@ -220,8 +213,7 @@ def test_a_full_disk_is_named_and_loses_nothing(run: Path, tmp_path_factory: pyt
     try:
         shutil.copytree(run, disk / "run")  # two checkpoints and a snapshot, 2.3 MB: a third does not fit
         before = {path: sha256(path) for path in (disk / "run").rglob("*") if path.is_file()}
-        unlimited = str(resource.RLIM_INFINITY)
-        result = subprocess.run([sys.executable, "-c", SAVE, disk / "run", unlimited], capture_output=True, text=True)
+        result = call(save, disk / "run")
         assert "earlier checkpoints are intact" in result.stdout, result.stderr
         assert {path: sha256(path) for path in (disk / "run").rglob("*") if path.is_file()} == before
     finally:

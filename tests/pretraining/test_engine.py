@@ -27,6 +27,7 @@ from pretraining.engine.fit import Plan
 from pretraining.metrics import read_metrics
 from pretraining.simple import learning_rate_factor
 from utils.files import InputError
+from utils.tracking import open_trackers
 
 HERE = World(torch.device("cpu"))
 
@@ -85,7 +86,16 @@ def run(path: Path, steps: int, *callbacks: Callback, engine: Engine | None = No
     """Train the line for some steps."""
     engine = engine or line()
     plan = Plan(steps, eval_every=2, checkpoint_every=2, micro_batch_size=4)
-    fit(engine, batches or Numbers(), lambda: iter([Numbers().next()]), lambda step: 1.0, path, plan, callbacks)
+    fit(
+        engine,
+        batches or Numbers(),
+        lambda: iter([Numbers().next()]),
+        lambda step: 1.0,
+        path,
+        plan,
+        callbacks,
+        open_trackers([], path, {}),
+    )
     return engine
 
 

@@ -46,8 +46,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("way", ["ddp", "zero1", "fsdp"])
+PAIRS = [(way, optimizer) for way in ("ddp", "zero1", "fsdp") for optimizer in ("adamw", "muon", "galore")]
+PAIRS.remove(("fsdp", "galore"))  # which is refused: GaLore looks at whole gradients
+
+
+@pytest.mark.parametrize(("way", "optimizer"), PAIRS)
 class TestTwoProcessesAgainstOne:
     """Each row of the batches supervises another number of tokens, and accumulation cuts them unevenly."""
 

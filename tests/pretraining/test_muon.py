@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from pretraining.optimizers import Muon, make_optimizers, muon
+from pretraining.optimizers import GaLore, Muon, make_optimizers, muon
 from pretraining.optimizers.muon import orthogonalize
 
 
@@ -91,7 +91,7 @@ def test_vectors_are_refused() -> None:
         Muon([torch.nn.Parameter(torch.ones(4))])
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "galore"])
 def test_every_parameter_is_moved_once_and_only_matrices_decay(name: str) -> None:
     model = GPT(GPTConfig.preset("tiny"))
     optimizers = make_optimizers(model, name, lr=1e-3, matrix_lr=0.02, weight_decay=0.1, bfloat16=False)
@@ -100,6 +100,6 @@ def test_every_parameter_is_moved_once_and_only_matrices_decay(name: str) -> Non
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             assert {p.ndim == 2 for p in group["params"]} == {group["weight_decay"] > 0}
-    by_muon = {id(p) for o in optimizers if isinstance(o, Muon) for g in o.param_groups for p in g["params"]}
+    apart = {id(p) for o in optimizers if isinstance(o, Muon | GaLore) for g in o.param_groups for p in g["params"]}
     matrices = {id(p) for p in model.blocks.parameters() if p.ndim == 2}
-    assert by_muon == (matrices if name == "muon" else set())
+    assert apart == (set() if name == "adamw" else matrices)

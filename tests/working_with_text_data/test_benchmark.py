@@ -1,13 +1,16 @@
 """The benchmark runs on any text, from the command line, and what it stores can be shown."""
 
 import json
-import subprocess
-import sys
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import commands
 from utils.files import InputError
+from utils.measuring import Call, Case
 from working_with_text_data.benchmark import __main__ as benchmark
 from working_with_text_data.benchmark import cases, figures
 from working_with_text_data.benchmark.figures import PARTS
@@ -16,23 +19,44 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.slow
-def test_it_runs_on_any_text(tmp_path: Path, persuasion: str) -> None:
-    (tmp_path / "english.txt").write_text(persuasion[:30_000], encoding="utf-8")
+def test_it_runs_on_any_text(
+    tmp_path: Path, persuasion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole in this process, without the fifty others it begins; one of its parts as it is."""
+    (tmp_path / "english.txt").write_text(persuasion[:8_000], encoding="utf-8")
     (tmp_path / "greek.txt").write_text("Ἄνδρα μοι ἔννεπε, Μοῦσα, πολύτροπον, ὃς μάλα πολλὰ\n" * 50, encoding="utf-8")
     results, drawn = tmp_path / "results", tmp_path / "figures"
-    command = [sys.executable, "-m", "working_with_text_data.benchmark", "--rounds", "1", "--results", results]
-    command += ["--figures", drawn, "--texts", tmp_path / "english.txt", tmp_path / "greek.txt"]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    texts = (tmp_path / "english.txt", tmp_path / "greek.txt")
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "in_processes", in_this_process)
+        patch.setattr(os, "environ", os.environ.copy())  # where measurements say how many threads others may have
+        benchmark.main(benchmark.Config(rounds=1, results=results, figures=drawn, texts=texts))
+    printed = capsys.readouterr().out
     stored = figures.load(results)
     assert list(stored) == list(PARTS)
     for part in PARTS:
         assert stored[part]["machine"]["torch"]
-        assert getattr(figures, f"{part}_table")(stored[part]) in run.stdout
+        assert getattr(figures, f"{part}_table")(stored[part]) in printed
     rows = stored["encoding"]["rows"]
     assert {(row["text"], row["tokenizer"]) for row in rows} >= {("greek", "textbook"), ("english", "tokenizers")}
     assert all(row["bytes"] == (tmp_path / f"{row['text']}.txt").stat().st_size for row in rows)
     assert {path.name for path in drawn.iterdir()} == {"encoding.svg", "steps.svg", "training.svg"}
+
+    before = stored["steps"]
+    flags = ["--part", "steps", "--rounds", 1, "--results", results, "--figures", drawn, "--texts", *texts]
+    run = commands.run("working_with_text_data.benchmark", *flags)
+    assert run.returncode == 0, run.stderr[-2000:]
+    after = figures.load(results)["steps"]
+    assert after != before
+    assert [row["checksum"] for row in after["rows"]] == [row["checksum"] for row in before["rows"]]
+    assert figures.steps_table(after) in run.stdout
+
+
+def in_this_process(calls: Mapping[Case, Call], rounds: int) -> dict[Case, list[Any]]:
+    return {
+        case: [json.loads(json.dumps(function(*arguments))) for _ in range(rounds)]
+        for case, (function, arguments) in calls.items()
+    }
 
 
 def test_contenders_that_disagree_are_not_compared() -> None:

@@ -1,9 +1,11 @@
 """The scripts: text to a tokenizer, and text to shards, with kills on the way."""
 
 import gzip
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,16 +23,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from tests.commands import call
+from tests.killed_prepare import prepare_until
 from tests.mutations import MUTATIONS, hurt
 from utils.files import InputError, sha256
 from working_with_text_data import prepare, sure_cuts, text_files, train_tokenizer
 from working_with_text_data.minbpe import RegexTokenizer, Tokenizer
-from working_with_text_data.minbpe.fast import parallel
+from working_with_text_data.minbpe.fast import counting, parallel
 from working_with_text_data.resumable_folder import Position, ResumableFolder, ShardWriter
 from working_with_text_data.shards import open_shard
 from working_with_text_data.text_files import CORPUS, END_OF_TEXT, SPLITS, split_documents, split_held_out
 
 ROOT = Path(__file__).parents[2]
+ENDLESS = {
+    "spaces": " ", "line ends": "\n", "a letter": "a", "letters": "abcdefghijklmnopqrstuvwxyz", "digits": "7",
+    "exclamation": "!",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +294,32 @@ class TestPrepare:
             tracemalloc.stop()
         assert peaks[2] - peaks[1] < 300_000  # with a megabyte of text more
 
+    @pytest.mark.parametrize("name", ["gpt4", "trained"])
+    @pytest.mark.parametrize("kind", ENDLESS)
+    def test_memory_does_not_grow_with_one_piece_of_text(
+        self, name: str, kind: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module, length in [(text_files, "BLOCK_SIZE"), (sure_cuts, "PART_LENGTH"), (parallel, "JOB_SIZE")]:
+            monkeypatch.setattr(module, length, 2**13)  # so that a small file is a large one
+        monkeypatch.setattr(counting, "LONGEST_PIECE", 2**10)
+        monkeypatch.setattr(sure_cuts, "_look_ahead", lambda _: 2**12)  # less than is proven, more than is needed
+        text = tmp_path / "a.txt"
+        peaks = []
+        for times in (10, 50):
+            text.write_text("The end.\n" + ENDLESS[kind] * (2**13 * times // len(ENDLESS[kind])) + "\U0001f600")
+            out = {"out": tmp_path / "data", "overwrite": True}
+            ids_by = tokenizer if name == "trained" else name
+            tracemalloc.start()
+            prepare.main(prepare.Config(text=text, tokenizer=ids_by, workers=1, held_out=0, **out))
+            out["out"] = tmp_path / "t.json"
+            train_tokenizer.main(train_tokenizer.Config(text=text, vocab_size=300, **out))
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert peaks[1] - peaks[0] < 100_000  # with 328,000 bytes of text more
+        loaded = Tokenizer.load(tmp_path / "data" / "bpe.json")
+        expected = loaded.encode(END_OF_TEXT + text.read_text(encoding="utf-8"), allowed_special="all")
+        assert tokens_of(tmp_path / "data", "train") == expected
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [("shard_tokens", 1), ("shard_tokens", 3 * 10**9), ("workers", 0), ("workers", 10**5), ("held_out", 1.5)],
@@ -297,40 +331,32 @@ class TestPrepare:
             prepare.Config(text=CORPUS, **{name: value})
 
     def test_real_text_is_encoded_document_by_document(self, real_data: Path, tokenizer: Path, tmp_path: Path) -> None:
-        file = real_data / "text" / "web_digitalgov.jsonl.gz"
+        file = tmp_path / "some.jsonl"
+        with gzip.open(real_data / "text" / "web_digitalgov.jsonl.gz") as lines:
+            file.write_bytes(b"".join(itertools.islice(lines, 500)))
         prepare.main(prepare.Config(text=file, tokenizer=tokenizer, out=tmp_path / "data", shard_tokens=100_000))
         loaded = Tokenizer.load(tokenizer)
         expected: dict[str, list[int]] = {"train": [], "val": []}
-        with gzip.open(file) as lines:
-            for number, line in enumerate(lines):
-                tokens = expected["val" if number % 20 == 19 else "train"]
-                tokens.append(loaded.special_tokens[END_OF_TEXT])
-                tokens.extend(loaded.encode_ordinary(json.loads(line)["text"]))
-        assert number == 2071
+        for number, line in enumerate(file.read_bytes().splitlines()):
+            tokens = expected["val" if number % 20 == 19 else "train"]
+            tokens.append(loaded.special_tokens[END_OF_TEXT])
+            tokens.extend(loaded.encode_ordinary(json.loads(line)["text"]))
+        assert number == 499
         for split, tokens in expected.items():
             assert tokens_of(tmp_path / "data", split) == tokens
 
 
-# `prepare` in a process that kills itself when it is about to do its n-th renaming, deletion or new folder
-KILLS_ITSELF = """
-import os, signal, sys
-from working_with_text_data import prepare
-from pathlib import Path
-
-left = int(sys.argv[4])
-def count(event, arguments):
-    global left
-    if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-text, tokenizer, out = map(Path, sys.argv[1:4])
-config = prepare.Config(
-    text=text, tokenizer=tokenizer, out=out, overwrite=sys.argv[5] == "overwrite", shard_tokens=40_000, workers=1
-)
-sys.addaudithook(count)
-prepare.main(config)
-"""
+@pytest.fixture(scope="module")
+def killed(mixed: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a kill has left of unfinished work with some shards."""
+    out = tmp_path_factory.mktemp("killed") / "data"
+    config = {"text": mixed, "tokenizer": tokenizer, "out": out, "shard_tokens": 1000}
+    process = start(config)
+    wait_for(lambda: len(unfinished_shards(config)) > 3, process)
+    process.kill()
+    process.communicate()
+    assert not out.exists()
+    return out.parent
 
 
 class TestInterruption:
@@ -339,13 +365,9 @@ class TestInterruption:
         return {"text": mixed, "tokenizer": tokenizer, "out": tmp_path / "data", "shard_tokens": 1000}
 
     @pytest.fixture
-    def begun(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Unfinished work with some shards: killed on the way."""
-        process = start(config)
-        wait_for(lambda: len(unfinished_shards(config)) > 3, process)
-        process.kill()
-        process.communicate()
-        assert not config["out"].exists()
+    def begun(self, killed: Path, config: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+        """Unfinished work with some shards, which may be changed."""
+        shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
         return config
 
     @pytest.mark.slow
@@ -386,8 +408,11 @@ class TestInterruption:
             if overwrite == "overwrite":
                 out.mkdir(parents=True)
                 (out / "train_000099.bin").write_text("old data")
-            command = [sys.executable, "-c", KILLS_ITSELF, mixed, tokenizer, out]
-            killed = subprocess.run([*command, str(n), overwrite], cwd=ROOT, capture_output=True, check=False)
+            config = prepare.Config(
+                text=mixed, tokenizer=tokenizer, out=out, overwrite=overwrite == "overwrite", shard_tokens=40_000,
+                workers=1,
+            )  # fmt: skip
+            killed = call(prepare_until, n, config)
             if killed.returncode == 0:
                 break
             assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -397,7 +422,7 @@ class TestInterruption:
                 old = next(out.parent.rglob("train_000099.bin"))
                 assert old.read_text() == "old data"
             if overwrite == "overwrite" or not out.exists():
-                subprocess.run([*command, "1000", overwrite], cwd=ROOT, capture_output=True, check=True)
+                assert call(prepare_until, 1000, config).returncode == 0
             assert contents(out) == contents(at_once)
             # what a kill at the very end leaves has no text in it, and the next run deletes it
             assert {path.name for path in out.parent.iterdir()} <= {"data", ".data.unfinished", ".data.lock"}
@@ -448,7 +473,7 @@ class TestInterruption:
         }  # fmt: skip
         if change == "mtime":
             os.utime(begun["text"] / "b.jsonl", (1, 1))
-        changed = prepare.Config(**begun | changes[change])
+        changed = prepare.Config(**begun | changes[change], workers=1)
         flag = "--text" if change == "mtime" else "--" + change.replace("_", "-")
         before = unfinished_shards(begun)
         with pytest.raises(InputError, match=f"holds unfinished work with another {flag}.*--overwrite to start over"):
@@ -465,8 +490,8 @@ class TestInterruption:
         shard.write_bytes(shard.read_bytes()[:-1])
         with pytest.raises(InputError, match=r"damaged .*train_000001.bin is damaged.*--overwrite to start over"):
             prepare.main(prepare.Config(**begun))
-        prepare.main(prepare.Config(**begun, overwrite=True))
-        prepare.main(prepare.Config(**begun | {"out": tmp_path / "at_once"}))
+        prepare.main(prepare.Config(**begun, overwrite=True, workers=1))
+        prepare.main(prepare.Config(**begun | {"out": tmp_path / "at_once"}, workers=1))
         assert contents(begun["out"]) == contents(tmp_path / "at_once")
 
     def test_damaged_progress_is_refused_in_a_line(self, tmp_path: Path) -> None:
@@ -497,7 +522,7 @@ class TestInterruption:
         os.kill(first.pid, signal.SIGCONT)
         first.communicate()
         assert first.returncode == 0
-        prepare.main(prepare.Config(**config | {"out": tmp_path / "at_once"}))
+        prepare.main(prepare.Config(**config | {"out": tmp_path / "at_once"}, workers=1))
         assert contents(config["out"]) == contents(tmp_path / "at_once")
 
 

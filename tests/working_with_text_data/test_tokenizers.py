@@ -1,6 +1,7 @@
 """Round trips, special tokens, files, and equality with independent encoders."""
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 
 from utils.files import InputError
 from working_with_text_data.minbpe import GPT2_PATTERN, GPT4_PATTERN, BasicTokenizer, RegexTokenizer, Tokenizer, merging
+from working_with_text_data.minbpe.fast import long_pieces
+from working_with_text_data.minbpe.fast.long_pieces import PieceEncoder
 from working_with_text_data.minbpe.merging import NEVER, _merge_with_heap, merge
 from working_with_text_data.text_files import CORPUS
 
@@ -95,7 +98,7 @@ def test_merges_equal_hugging_faces_trainer_where_no_ties_decide(persuasion: str
 
 
 @given(learned_from=st.text("abc", max_size=80), text=st.text("abc", max_size=80), n_merges=st.integers(0, 30))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_merging_by_rank_is_the_textbooks_merging_by_pair(learned_from: str, text: str, n_merges: int) -> None:
     """What a token spells is enough to merge it, for any merges that training can learn; the heap agrees."""
     tokenizer = BasicTokenizer()
@@ -113,7 +116,7 @@ def test_merging_by_rank_is_the_textbooks_merging_by_pair(learned_from: str, tex
     text=st.text("abc", max_size=60).map(str.encode),
     block_length=st.integers(1, 9),
 )
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=300)
 @example([b"aa"], b"a" * 59, 3)
 @example([b"cc", b"bc", b"ab"], b"abcc" * 9, 2)
 def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], text: bytes, block_length: int) -> None:
@@ -121,9 +124,37 @@ def test_merging_block_by_block_gives_the_ids_of_the_whole(tokens: list[bytes], 
     ranks = {token: i for i, token in enumerate([*merging.BYTES, *tokens])}
     vocab = {i: token for token, i in ranks.items()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(merging, "BLOCK_LENGTH", block_length)
-        ids = merging._encode_in_blocks(text, ranks, vocab)
+        patch.setattr(long_pieces, "BLOCK_LENGTH", block_length)
+        ids = PieceEncoder(ranks, vocab, math.inf).encode(text, goes_on=False)
     assert [vocab[id_] for id_ in ids] == merging.merge_by_rank(text, ranks)
+
+
+@given(
+    learned_from=st.text("ab ", max_size=200),
+    n_merges=st.integers(1, 8),
+    text=st.text("ab ", max_size=300),
+    length=st.integers(1, 50),
+    block_length=st.integers(1, 9),
+)
+@settings(deadline=None)
+@example("a" * 64, 3, "a" * 100, 7, 3)
+@example("ab" * 20 + "ba", 4, "ab" * 50, 3, 2)
+def test_ids_given_away_before_the_piece_ends_are_those_of_the_whole(
+    learned_from: str, n_merges: int, text: str, length: int, block_length: int
+) -> None:
+    tokenizer = BasicTokenizer()
+    tokenizer.train(learned_from, 256 + n_merges)
+    look_ahead = sum(len(token) for token in tokenizer.ranks if len(token) > 1)
+    encoder = PieceEncoder(tokenizer.ranks, tokenizer.vocab, look_ahead)
+    ids: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(long_pieces, "BLOCK_LENGTH", block_length)
+        for start in range(0, len(text), length):
+            ids += encoder.encode(text[start : start + length].encode(), goes_on=True)
+            n_waiting = start + length - len(tokenizer.decode_bytes(ids))
+            assert n_waiting < look_ahead + length + max(map(len, tokenizer.ranks)), "no more is kept back than need be"
+    ids += encoder.encode(b"", goes_on=False)
+    assert [tokenizer.vocab[id_] for id_ in ids] == merging.merge_by_rank(text.encode(), tokenizer.ranks)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +168,7 @@ def test_a_long_word_takes_the_memory_and_time_of_its_length(trained: dict[str, 
         tracemalloc.stop()
         assert peak < 20e6, "about 80 bytes per byte, if all tokens of a piece were Python objects at once"
         assert tokenizer.decode(ids) == word
-        end = word[-merging.BLOCKS_LENGTH :]  # which is merged as a whole
+        end = word[-long_pieces.BLOCKS_LENGTH :]  # which is merged as a whole
         assert tokenizer.encode_ordinary(end)[-30:] == ids[-30:].tolist()
 
 

@@ -59,7 +59,7 @@ def assert_cut_between_pieces(pattern: str, text: str) -> None:
 @example(text="it's")
 @example(text="a \t\n b\r\n\r\n c!\n\n\nd")
 @example(text="1\u3000 2\xa0\n'S'\u017f !'LL")
-@settings(deadline=None, max_examples=1_000)
+@settings(deadline=None, max_examples=300)
 def test_units_one_by_one_give_the_pieces_of_the_whole(pattern: str, text: str) -> None:
     assert_cut_between_pieces(pattern, text)
 
@@ -119,7 +119,7 @@ def assert_parts_are_whole_pieces(pattern: str, text: str, size: int) -> None:
 
 @PATTERNS
 @given(text=TROUBLE.map(lambda text: text * 3), size=st.integers(1, 60))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=200)
 def test_parts_are_the_text_cut_between_pieces(pattern: str, text: str, size: int) -> None:
     assert_parts_are_whole_pieces(pattern, text, size)
 
@@ -174,7 +174,7 @@ UNIT = st.binary(min_size=1, max_size=20) | st.builds(
 
 @pytest.mark.parametrize("table_bits", [1, 3, 18])
 @given(texts=st.lists(st.lists(UNIT, min_size=1, max_size=30), max_size=4), seed=st.integers(0, 2**32))
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 def test_two_units_have_one_number_only_if_they_are_equal(table_bits: int, texts: list[list[bytes]], seed: int) -> None:
     rng = random.Random(seed)
     texts = [text + rng.choices(text, k=20) for text in texts]  # all come again, and then from the table
@@ -193,7 +193,7 @@ def test_units_of_all_lengths_and_with_nuls_at_their_ends_are_told_apart() -> No
 
 @PATTERNS
 @given(texts=st.lists(TROUBLE, max_size=5), size=st.integers(1, 200))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 def test_small_chunks_give_the_ids_of_large_ones(pattern: str, texts: list[str], size: int) -> None:
     text = "".join(texts) * 3
     encoder = unit_encoder(pattern)
@@ -205,7 +205,7 @@ def test_small_chunks_give_the_ids_of_large_ones(pattern: str, texts: list[str],
 @PATTERNS
 @pytest.mark.parametrize("max_units", [20, MAX_UNITS])
 @given(texts=st.lists(TROUBLE, max_size=6))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=50)
 def test_what_one_encoder_learns_another_takes_over(pattern: str, max_units: int, texts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(units_module, "MAX_UNITS", max_units)
@@ -242,11 +242,11 @@ def test_the_largest_ids_of_16_bits_are_ids_like_others(n_tokens: int) -> None:
 # -- forgetting ------------------------------------------------------------------------------------------
 
 
-def test_a_huge_piece_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_huge_piece_only_the_beginning_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counting, "LONGEST_PIECE", 1000)
     for pattern in (GPT2_PATTERN, r"\s+|\S+"):
         counted = RegexTokenizer(pattern)._count_pieces(["word" + "\n" * 50_500, "é" * 1001], workers=1)
-        assert counted == {b"word": 1, b"\n" * 1000: 50, b"\n" * 500: 1, "é".encode() * 500: 2, "é".encode(): 1}
+        assert counted == {b"word": 1, b"\n" * 1000: 1, "é".encode() * 500: 1}
 
 
 def new_words(rng: random.Random, n_words: int) -> str:

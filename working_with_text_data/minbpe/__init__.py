@@ -2,7 +2,7 @@
 
 Read in this order:
 1. `textbook.py`, with `count_pairs` and `merge` from `merging.py`: all of byte-pair encoding. The rest of `merging.py`
-   does the same to a piece of text faster, whatever its length.
+   does the same to a piece of text faster.
 2. `base.py`, `basic.py`, `regex.py`: tokenizers to train, without and with splitting the text first. Their parts are
    `files.py`, `special_tokens.py`, `splitting.py` and `unicode_classes.py`.
 3. `ranks.py`, `gpt2.py`, `gpt4.py`: OpenAI's own.

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from working_with_text_data.minbpe.base import Tokenizer
-from working_with_text_data.minbpe.merging import encode_piece
+from working_with_text_data.minbpe.fast.long_pieces import encode_piece
 
 
 class BasicTokenizer(Tokenizer):

@@ -10,17 +10,12 @@ lowest rank, the leftmost first, until no two neighbours make one.
 """
 
 import heapq
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from itertools import pairwise
 
 Pair = tuple[int, int]
 
 HEAP_LENGTH = 100  # pieces of more bytes are merged with a heap; below it the plain loop is faster
-BLOCK_LENGTH = 48  # bytes of a very long piece that are merged together
-BLOCKS_LENGTH = 512  # pieces of more bytes are merged in blocks
-MOST_REMEMBERED = 4096  # blocks, and pairs of neighbours
 NEVER = 1 << 62  # the rank of what is not a token
 BYTES = [bytes([i]) for i in range(256)]
 
@@ -113,51 +108,3 @@ def _merge_with_heap(piece: bytes, ranks: dict[bytes, int], below: int) -> list[
         consider(i)
         consider(left[i])
     return [part for part in parts if part]
-
-
-def encode_piece(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
-    """Return the token ids of a piece of text: its own id if it is a token, else those that `merge_by_rank` leads to.
-
-    Args:
-        piece: UTF-8, or any bytes, of any length: the time grows with it, the memory is two or four bytes per token.
-        ranks: the id of each token. It holds all single bytes.
-        vocab: the token of each id.
-    """
-    rank = ranks.get(piece)
-    if rank is not None:
-        return [rank]
-    if len(piece) > BLOCKS_LENGTH:
-        return _encode_in_blocks(piece, ranks, vocab)
-    return [ranks[token] for token in merge_by_rank(piece, ranks)]
-
-
-def _encode_in_blocks(piece: bytes, ranks: dict[bytes, int], vocab: Mapping[int, bytes]) -> Sequence[int]:
-    """Return the ids of a long piece: merge it block by block, and anew across a seam where two blocks do not fit.
-
-    If merging x ends with the token t, merging y begins with the token u, and merging t + u leaves these two, then
-    merging x + y gives the tokens of x and those of y. For the first merge across the seam, of two tokens p and q,
-    would have to happen while p is the end of t and q the beginning of u; until then, what happens inside t and u is
-    what happens when t + u is merged alone; and there p and q, having the lowest rank of all, would be merged too.
-    """
-
-    @lru_cache(MOST_REMEMBERED)  # blocks come again and again where a piece is a run of one character
-    def merged(text: bytes) -> list[int]:
-        return [ranks[token] for token in merge_by_rank(text, ranks)]
-
-    @lru_cache(MOST_REMEMBERED)
-    def fit(left: int, right: int) -> bool:
-        pair = [vocab[left], vocab[right]]
-        return merge_by_rank(b"".join(pair), ranks) == pair
-
-    ids = array("H")  # two bytes each, for as long as that is enough
-    for start in range(0, len(piece), BLOCK_LENGTH):
-        block = piece[start : start + BLOCK_LENGTH]
-        n_back = 1
-        while ids and not fit(ids[-1], merged(block)[0]):
-            block = b"".join([vocab[id_] for id_ in ids[-n_back:]]) + block
-            del ids[-n_back:]
-            n_back *= 2
-        if ids.typecode == "H" and max(merged(block)) >= 2**16:
-            ids = array("I", ids)
-        ids.extend(merged(block))
-    return ids

@@ -15,9 +15,9 @@ import numpy as np
 
 from working_with_text_data.minbpe.base import Normalization, Tokenizer
 from working_with_text_data.minbpe.fast.counting import count_pieces
+from working_with_text_data.minbpe.fast.long_pieces import encode_piece
 from working_with_text_data.minbpe.fast.unit_encoder import Entries, UnitEncoder
 from working_with_text_data.minbpe.fast.units import GPT2_CUTS, GPT4_CUTS
-from working_with_text_data.minbpe.merging import encode_piece
 from working_with_text_data.minbpe.special_tokens import check_surrogates
 from working_with_text_data.minbpe.splitting import splitter
 from working_with_text_data.minbpe.unicode_classes import compile_pattern

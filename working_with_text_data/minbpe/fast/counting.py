@@ -12,7 +12,7 @@ from working_with_text_data.minbpe.fast.units import TOO_LONG, Cuts, Units
 
 Split = Callable[[str], list[str]]
 
-LONGEST_PIECE = 2**20  # bytes; the trainer needs over a hundred times as much, and 50 MB of spaces are one piece
+LONGEST_PIECE = 2**18  # bytes; the trainer needs over a hundred times as much, and 50 MB of spaces are one piece
 
 
 def count_pieces(documents: Iterable[str], split: Split, cuts: Cuts | None, workers: int) -> Counter[bytes]:
@@ -115,12 +115,10 @@ class PieceCounter:
         self.units.forget()
 
     def result(self) -> Counter[bytes]:
-        """Return how often each piece occurred, one longer than LONGEST_PIECE as several."""
+        """Return how often each piece occurred; of one longer than LONGEST_PIECE only the beginning counts."""
         if self.units is not None:
             self._split_units()
         counts: Counter[bytes] = Counter()
         for piece, count in self.pieces.items():
-            data = piece.encode("utf-8")
-            for start in range(0, len(data), LONGEST_PIECE):
-                counts[data[start : start + LONGEST_PIECE]] += count
+            counts[piece[:LONGEST_PIECE].encode("utf-8")[:LONGEST_PIECE]] += count
         return counts

@@ -26,13 +26,13 @@ class Encoder(Protocol):
     def add_entries(self, entries: Any) -> None: ...
 
 
-def encode_stream(tokenizer: Encoder, texts: Iterable[str], workers: int = 1) -> Iterator[np.ndarray]:
+def encode_stream(tokenizer: Encoder, texts: Iterable[str | np.ndarray], workers: int = 1) -> Iterator[np.ndarray]:
     """Yield `encode_to_array` of each text, in order. Texts are read only as fast as results are taken.
 
     Args:
         tokenizer: each worker has a copy.
         texts: in any number. A long one is shared out among the workers if its tokenizer knows where a
-            text can be cut.
+            text can be cut. An array is one that is encoded already, and is yielded in its turn.
         workers: processes; 1 encodes in this one.
 
     Raises:
@@ -55,16 +55,18 @@ def encode_stream(tokenizer: Encoder, texts: Iterable[str], workers: int = 1) ->
                 unfinished = []
 
 
-Job = list[tuple[str, bool]]  # parts of texts, and whether each is its text's last
+Job = list[tuple[str | np.ndarray, bool]]  # parts of texts, and whether each is its text's last
 Encoded = list[tuple[np.ndarray, bool]]  # their ids
 
 
-def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
+def _jobs(tokenizer: Encoder, texts: Iterable[str | np.ndarray]) -> Iterator[Job]:
     job: Job = []
     size = 0
 
-    def split(text: str) -> Iterator[str]:
-        return tokenizer.split_for_workers(tokenizer.normalize(text), JOB_SIZE)
+    def split(text: str | np.ndarray) -> Iterator[str | np.ndarray]:
+        if isinstance(text, str):
+            return tokenizer.split_for_workers(tokenizer.normalize(text), JOB_SIZE)
+        return iter([text])
 
     try:
         for parts in map(split, texts):  # so that no variable keeps the text while its parts are encoded
@@ -89,8 +91,8 @@ def _jobs(tokenizer: Encoder, texts: Iterable[str]) -> Iterator[Job]:
 
 
 def _encode_job(job: Job, tokenizer: Encoder) -> Encoded:
-    arrays = tokenizer.encode_to_arrays([part for part, _ in job])
-    return [(ids, is_last) for ids, (_, is_last) in zip(arrays, job, strict=True)]
+    arrays = iter(tokenizer.encode_to_arrays([part for part, _ in job if isinstance(part, str)]))
+    return [(next(arrays) if isinstance(part, str) else part, is_last) for part, is_last in job]
 
 
 def _encode_together(

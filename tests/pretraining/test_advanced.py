@@ -1,0 +1,235 @@
+"""The advanced trainer: the steps of the simple one, exact resume in any number of processes, one line for mistakes."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt_model import GPT, GPTConfig
+from pretraining import advanced, choices, simple
+from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
+from pretraining.checkpoint import SHARDS, list_checkpoints
+from pretraining.engine import World
+from pretraining.metrics import read_metrics
+from tests.pretraining.test_many_processes import finish, start
+from tests.tiny_run import tiny
+from utils.files import InputError, sha256
+
+HERE = World(torch.device("cpu"))
+
+
+def tiny_advanced(data: Path, out: Path, **changes: Any) -> AdvancedConfig:
+    """The tests' tiny run for the advanced trainer."""
+    return AdvancedConfig(**{**vars(tiny(data, out)), **changes})
+
+
+def flags(config: AdvancedConfig) -> list[str]:
+    """The flags of a command that make a configuration, where it differs from the defaults."""
+    found: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            found += [f"--{field.name.replace('_', '-')}", str(value)]
+    return found
+
+
+@pytest.fixture(autouse=True)
+def freed_memory_is_handed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advanced, "keep_freed_memory", lambda: None)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_one_process_takes_the_steps_of_the_simple_trainer(data: Path, tmp_path: Path, optimizer: str) -> None:
+    """Loss for loss, and bit for bit, dropout included."""
+    changes = {"optimizer": optimizer, "dropout": 0.1, "weight_decay": 0.1, "steps": 20}
+    config = tiny_advanced(data, tmp_path / "advanced", **changes)
+    assert advanced.main(config)
+    shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(simple.Config)}
+    assert simple.main(simple.Config(**{**shared, "out": tmp_path / "simple"}))
+    ones, others = (read_metrics(tmp_path / name) for name in ("simple", "advanced"))
+    assert [line["loss"] for line in ones] == [line["loss"] for line in others]
+    assert [line["val_loss"] for line in ones if "val_loss" in line] == pytest.approx(
+        [line["val_loss"] for line in others if "val_loss" in line], rel=1e-6
+    )
+    assert sha256(tmp_path / "simple" / "model.safetensors") == sha256(tmp_path / "advanced" / "model.safetensors")
+
+
+def test_a_run_that_stops_again_and_again_ends_the_same(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_advanced(
+        data, tmp_path / "whole", dropout=0.2, ema=0.9, plateau=1, early_stopping=9, skip_spikes=True
+    )
+    assert advanced.main(config)
+    stopped = dataclasses.replace(config, out=tmp_path / "stopped")
+    step = advanced.Engine.step
+
+    def step_then_ctrl_c(engine: Any, *arguments: Any, **named: Any) -> Any:
+        info = step(engine, *arguments, **named)
+        os.kill(os.getpid(), signal.SIGINT)
+        return info
+
+    monkeypatch.setattr(advanced.Engine, "step", step_then_ctrl_c)
+    assert [advanced.main(stopped) for _ in range(12)] == [False] * 11 + [True]
+    assert sha256(stopped.out / "model.safetensors") == sha256(config.out / "model.safetensors")
+    states = [torch.load(list_checkpoints(run)[0] / "state.pt", weights_only=True) for run in (config.out, stopped.out)]
+    for name, tensor in states[0]["callbacks"]["MovingAverage"]["average"].items():
+        assert torch.equal(states[1]["callbacks"]["MovingAverage"]["average"][name], tensor)
+
+
+@pytest.mark.slow
+def test_killed_in_one_number_of_processes_and_resumed_in_another(data: Path, tmp_path: Path) -> None:
+    """Two processes under DDP are killed; two end bit for bit as if nothing had been, and 1 and 4 very nearly."""
+    changes = {"steps": 24, "checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
+    finish(start(2, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "whole", **changes))))
+    killed = tmp_path / "killed"
+    command = ["pretraining.advanced", *flags(tiny_advanced(data, killed, **changes))]
+    processes = start(2, *command)
+    deadline = time.monotonic() + 120
+    while len(list_checkpoints(killed)) < 2 or int(list_checkpoints(killed)[0].name[5:]) < 6:
+        assert time.monotonic() < deadline
+        assert processes[0].poll() is None
+        time.sleep(0.01)
+    processes[1].kill()  # one is enough: the other notices that it is alone
+    assert processes[0].wait(60) != 0
+    for process in processes:
+        process.communicate()
+    for others in ("one", "sharded"):
+        shutil.copytree(killed, tmp_path / others)
+    finish(start(2, *command))
+    assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
+    finish(start(1, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "one", **changes))))
+    finish(
+        start(4, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "sharded", parallel="fsdp", **changes)))
+    )
+    names = ("whole", "one", "sharded")
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    # what four processes wrote side by side is what one process goes on from
+    assert len(list((list_checkpoints(tmp_path / "sharded")[0] / SHARDS).glob("*.distcp"))) == 4
+    for name in names:
+        assert advanced.main(tiny_advanced(data, tmp_path / name, **{**changes, "steps": 27}))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in names]
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+
+
+class TestChoices:
+    def test_the_largest_micro_batch_is_found_by_running_out_of_memory(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a GPU does when its memory is full, told by an error of the same kind."""
+        tried: list[int] = []
+
+        def try_rows(rows: int) -> None:
+            tried.append(rows)
+            if rows > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+        config = tiny_advanced(data, tmp_path, batch_size=12)
+        gpu = World(torch.device("cuda"))
+        assert choices.choose_micro_batch(config, GPTConfig.preset("tiny"), gpu, try_rows) == 4
+        assert tried == [12, 6, 4]
+
+    def test_another_error_is_not_taken_for_a_lack_of_memory(self, data: Path, tmp_path: Path) -> None:
+        def broken(rows: int) -> None:
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        config = tiny_advanced(data, tmp_path)
+        with pytest.raises(RuntimeError, match="mat1"):
+            choices.choose_micro_batch(config, GPTConfig.preset("tiny"), World(torch.device("cuda")), broken)
+
+    def test_on_a_cpu_a_formula_tells(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = tiny_advanced(data, tmp_path, batch_size=64)
+        model = GPTConfig.preset("tiny")
+        needed = choices.training_memory(model, 16, config.context_length, autocast=False, optimizer="muon").total
+        monkeypatch.setattr(choices, "available_memory", lambda: needed / choices.SHARE_OF_MEMORY + 1)
+        assert choices.choose_micro_batch(config, model, HERE, lambda rows: None) == 16
+
+    def test_trying_leaves_no_trace(self, data: Path, tmp_path: Path) -> None:
+        config = tiny_advanced(data, tmp_path, parallel="ddp")
+        engine = advanced.make_engine(config, GPTConfig.preset("tiny"), HERE)
+        before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+        ids = torch.randint(512, (2, 33))
+        choices.passes(engine, engine.objective, lambda rows: (ids[:rows, :-1], ids[:rows, 1:]))(2)
+        assert all(torch.equal(before[name], tensor) for name, tensor in engine.model.state_dict().items())
+        assert all(parameter.grad is None for parameter in engine.model.parameters())
+
+    def test_the_vocabulary_is_padded_where_it_pays_and_stays_as_it_was(self, data: Path, tmp_path: Path) -> None:
+        config = tiny_advanced(data, tmp_path / "run", steps=1)
+        on_gpu = choices.choose_before_data(config, World(torch.device("cuda")))
+        assert on_gpu.vocab_multiple == 64
+        assert choices.choose_before_data(config, HERE).vocab_multiple == 1
+        advanced.main(config)
+        assert choices.choose_before_data(config, World(torch.device("cuda"))).vocab_multiple == 1
+
+    def test_what_does_not_fit_is_sharded(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        two = World(torch.device("cpu"), 0, 2)
+        config, model = tiny_advanced(data, tmp_path), GPTConfig.preset("tiny")
+        assert choices.choose_parallel(config, model, two).parallel == "ddp"
+        monkeypatch.setattr(choices, "total_memory", lambda device: 1e5)
+        assert choices.choose_parallel(config, model, two).parallel == "fsdp"
+
+
+def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
+    config = tiny_advanced(data, tmp_path / "run", lr=1.0, matrix_lr=5.0, steps=40, eval_every=1, early_stopping=1)
+    assert advanced.main(config)
+    assert read_metrics(config.out)[-1]["step"] < 40
+    assert isinstance(GPT.from_run(config.out), GPT)
+
+
+def test_presets_are_what_the_names_say() -> None:
+    classic = ADVANCED_PRESETS["classic"]
+    assert (classic.batch_size, classic.lr, classic.steps, classic.warmup * classic.steps) == (64, 3e-4, 100_000, 2000)
+    assert (classic.eval_every, classic.checkpoint_every, classic.weight_decay, classic.clip) == (1000, 5000, 0.1, 1.0)
+    for name in ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"):
+        preset, model = ADVANCED_PRESETS[name], GPTConfig.preset(name)
+        assert (preset.d_model, preset.n_layers, preset.n_heads) == (model.d_model, model.n_layers, model.n_heads)
+        assert preset.batch_size * preset.context_length == 2**19
+
+
+class TestMistakes:
+    """Each is one line, before work begins."""
+
+    def test_an_unknown_tracker(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="there is no tracker 'neptune': choose from tensorboard, wandb"):
+            tiny_advanced(data, tmp_path, trackers=("neptune",))
+
+    def test_a_batch_that_processes_cannot_share(self, data: Path, tmp_path: Path) -> None:
+        three = World(torch.device("cpu"), 0, 3)
+        with pytest.raises(InputError, match="3 processes cannot share a batch of 4 sequences evenly"):
+            choices.choose_before_data(tiny_advanced(data, tmp_path), three)
+
+    @pytest.mark.parametrize("precision", ["float16", "tf32"])
+    def test_a_precision_for_gpus(self, data: Path, tmp_path: Path, precision: str) -> None:
+        with pytest.raises(InputError, match=f"{precision} needs a GPU, not cpu: give --precision"):
+            advanced.main(tiny_advanced(data, tmp_path / "run", precision=precision))
+        assert not (tmp_path / "run").exists()
+
+    def test_another_run(self, data: Path, tmp_path: Path) -> None:
+        simple.main(tiny(data, tmp_path / "run", steps=1))
+        with pytest.raises(InputError, match="holds a run with trainer simple, not advanced"):
+            advanced.main(tiny_advanced(data, tmp_path / "run", steps=1))
+
+    def test_a_disk_that_is_too_small(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(choices.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(InputError, match="a checkpoint needs some 0.0 GB, and the disk of"):
+            advanced.main(tiny_advanced(data, tmp_path / "run"))
+
+    def test_a_process_that_never_comes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_PORT", "0")
+        with pytest.raises(InputError, match=r"the 2 processes did not meet at 127.0.0.1:0 within 0.2 s"):
+            advanced.main(AdvancedConfig(data=tmp_path, timeout=0.2))
+
+    def test_documents_without_an_end(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(advanced, "END_OF_TEXT", "<|nothing|>")
+        with pytest.raises(InputError, match="has no <|nothing|>, so --documents cannot tell them apart"):
+            advanced.main(tiny_advanced(data, tmp_path / "run", documents=True))
