@@ -191,6 +191,7 @@ def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
 def test_presets_are_what_the_names_say() -> None:
     classic = ADVANCED_PRESETS["classic"]
     assert (classic.batch_size, classic.lr, classic.steps, classic.warmup * classic.steps) == (64, 3e-4, 100_000, 2000)
+    assert (classic.position, classic.schedule) == ("learned", "cosine")
     assert (classic.eval_every, classic.checkpoint_every, classic.weight_decay, classic.clip) == (1000, 5000, 0.1, 1.0)
     for name in ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         preset, model = ADVANCED_PRESETS[name], GPTConfig.preset(name)
