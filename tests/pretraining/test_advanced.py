@@ -97,10 +97,14 @@ def test_a_run_goes_on_in_any_number_of_processes_and_after_a_worker_is_killed(d
     for name in ("killed", "one", "four"):
         shutil.copytree(tmp_path / "two", tmp_path / name)
     finish(start(2, *command("two", steps=24)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     elastic = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", *command("killed", steps=24)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [*torchrun, "-m", *command("killed", steps=24)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while step_of(list_checkpoints(tmp_path / "killed")[0]) < 14:
         assert time.monotonic() < deadline
