@@ -1,6 +1,6 @@
 """What `test_many_processes` has each process do: train in every way, and say how far it is from one process.
 
-    python -m tests.pretraining.ranks FOLDER
+    python -m tests.pretraining.ranks FOLDER [WAY OPTIMIZER]
 
 The processes meet by the variables that torchrun would set. The main one writes what it measured to FOLDER/found.json.
 """
@@ -114,19 +114,21 @@ def compare(world: World, way: str, optimizer: str, folder: Path) -> dict[str, A
     return found
 
 
-def main(folder: Path) -> None:
+PAIRS = [(way, optimizer) for way in ("ddp", "zero1", "fsdp") for optimizer in ("adamw", "muon", "galore")]
+PAIRS.remove(("fsdp", "galore"))  # which is refused: GaLore looks at whole gradients
+
+
+def main(folder: Path, pairs: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     with join_world("cpu", timeout=60) as world:
         found = {
             f"{way} {optimizer}": compare(world, way, optimizer, folder / f"{way}-{optimizer}")
-            for way in ("ddp", "zero1", "fsdp")
-            for optimizer in ("adamw", "muon", "galore")
-            if (way, optimizer) != ("fsdp", "galore")
+            for way, optimizer in pairs
         }
         if world.is_main:
             (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), [(sys.argv[2], sys.argv[3])] if len(sys.argv) > 2 else PAIRS)

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -238,6 +239,15 @@ class TestMistakes:
         monkeypatch.setenv("MASTER_PORT", "0")
         with pytest.raises(InputError, match=r"the 2 processes did not meet at 127.0.0.1:0 within 0.2 s"):
             advanced.main(AdvancedConfig(data=tmp_path, timeout=0.2))
+
+    def test_a_port_in_use(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+            for name, value in {**variables, "MASTER_PORT": str(port)}.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(InputError, match=rf"did not meet at 127.0.0.1:{port} .* is the port free\?"):
+                advanced.main(AdvancedConfig(data=tmp_path, timeout=5))
 
     def test_documents_without_an_end(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(advanced, "END_OF_TEXT", "<|nothing|>")
