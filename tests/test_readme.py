@@ -265,6 +265,9 @@ ELSEWHERE = {
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
     "python -m pretraining.watch": "test_watch.py",
+    "python -m pretraining.advanced": "test_advanced.py",
+    "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
+    "torchrun --nnodes 2": "test_two_nodes.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
 }
 
