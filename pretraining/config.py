@@ -58,7 +58,7 @@ class Config:
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 1200
+    steps: Steps = 1100
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
@@ -81,7 +81,7 @@ class Config:
     """galore: steps after which a matrix's directions are chosen anew."""
     galore_scale: Annotated[float, Range(0, 100, open_below=True)] = 0.25
     """galore: what the steps of these matrices are multiplied by; together with lr, their learning rate."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.15
+    weight_decay: Annotated[float, Range(0, 100)] = 0.3
     """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak; after them it falls to zero."""
@@ -131,5 +131,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=300),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=275),
 }
