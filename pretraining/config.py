@@ -58,7 +58,7 @@ class Config:
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 1100
+    steps: Steps = 1200
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
@@ -131,5 +131,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=275),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=300),
 }
