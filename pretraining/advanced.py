@@ -35,6 +35,7 @@ from pretraining.engine import (
 )
 from pretraining.engine.callbacks import Callback, EarlyStopping, Machine, MovingAverage, Plateau, SpikeGuard, WallClock
 from pretraining.engine.fit import Plan
+from pretraining.hellaswag import HellaSwag, read_examples, spread
 from pretraining.metrics import draw_loss
 from pretraining.open_run import open_run
 from pretraining.optimizers import make_optimizers
@@ -74,6 +75,8 @@ def _open(config: AdvancedConfig, world: World) -> tuple[AdvancedConfig, GPTConf
     """Make the run directory or check the one that is there, in the main process, and decide what is "auto"."""
 
     def open_in_main() -> tuple[AdvancedConfig, GPTConfig]:
+        if config.hellaswag is not None:
+            read_examples(config.hellaswag)  # what is wrong with it is said before anything is written
         chosen, model_config, data = open_run(choose_before_data(config, world))
         if len(data["train"]) < world.size:
             raise InputError(
@@ -184,6 +187,9 @@ def make_callbacks(config: AdvancedConfig, engine: Engine, validation: object) -
     callbacks: list[Callback] = [SpikeGuard(config.spike_ratio, skip=config.skip_spikes)]
     if config.ema is not None:
         callbacks.append(MovingAverage(engine, validation, config.ema))
+    if config.hellaswag is not None:
+        examples = spread(read_examples(config.hellaswag), config.hellaswag_examples)
+        callbacks.append(HellaSwag(examples, load_tokenizer(config.out)))
     if config.plateau is not None:
         callbacks.append(Plateau(config.plateau))
     if config.early_stopping is not None:

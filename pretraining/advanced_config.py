@@ -24,7 +24,7 @@ class AdvancedConfig(Config):
     # besides those of Config: what only decides how the same steps are computed, and for how long
     not_the_run: ClassVar[frozenset[str]] = Config.not_the_run | {
         "micro_batch_size", "parallel", "loss_chunks", "checkpoint_activations", "time_limit", "trackers", "timeout",
-        "early_stopping", "plateau", "spike_ratio", "skip_spikes",
+        "early_stopping", "plateau", "spike_ratio", "skip_spikes", "hellaswag", "hellaswag_examples",
     }  # fmt: skip
 
     micro_batch_size: Count | None = None
@@ -53,6 +53,11 @@ class AdvancedConfig(Config):
     loss_chunks: Count = 1
     """Parts of a micro-batch whose logits are computed one after the other: less memory, a little more time."""
 
+    hellaswag: Path | None = None
+    """A file of HellaSwag's examples: each evaluation then also says how many of them the model completes rightly; see
+    `python -m pretraining.hellaswag --help`."""
+    hellaswag_examples: Count = 500
+    """How many of them are taken, spread evenly over the file."""
     early_stopping: Count | None = None
     """End the run after as many evaluations without a new lowest validation loss."""
     plateau: Count | None = None

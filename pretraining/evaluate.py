@@ -17,13 +17,14 @@ import json
 import logging
 import lzma
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
 from gpt_model import GPT
@@ -126,14 +127,15 @@ def batches(documents: Iterable[np.ndarray], context: int, batch_size: int) -> I
     rows: list[tuple[np.ndarray, np.ndarray]] = []
     for window in (window for document in documents for window in windows(document, context)):
         if rows and (len(rows) + 1) * len(rows[0][0]) > batch_size * context:
-            yield _padded(rows)
+            yield padded(rows)
             rows = []
         rows.append(window)
     if rows:
-        yield _padded(rows)
+        yield padded(rows)
 
 
-def _padded(rows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and targets of rows of any length as (B, T), filled up on the right; filling is not scored."""
     shape = len(rows), max(len(inputs) for inputs, _ in rows)
     inputs_BT, targets_BT = np.zeros(shape, np.int64), np.full(shape, NOT_SCORED)
     for row, (inputs, targets) in enumerate(rows):
@@ -165,18 +167,24 @@ def score(
         raise InputError("there are no held-out tokens to score")
     longest_first = np.argsort(-lengths, kind="stable")
     documents = (tokens[starts[i] : starts[i] + lengths[i]] for i in longest_first)
-    device = model.token_embedding.weight.device
     nats = 0.0
     with tqdm(total=n_scored, desc="scoring", unit="token", disable=not progress, leave=False) as bar:
         for inputs, targets in batches(documents, model.config.context_length, batch_size):
-            ids_BT, targets_BT = (torch.from_numpy(part).to(device) for part in (inputs, targets))
-            logits_BTV, _ = model(ids_BT)
-            losses = F.cross_entropy(
-                logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=NOT_SCORED, reduction="none"
-            )
-            nats += losses.double().sum().item()
+            nats += token_losses(model, inputs, targets).double().sum().item()
             bar.update(np.count_nonzero(targets != NOT_SCORED))
     return Score(nats, n_scored, _n_bytes(tokens, tokenizer) - _n_bytes(tokens[starts], tokenizer))
+
+
+def token_losses(model: GPT, inputs: np.ndarray, targets: np.ndarray) -> Tensor:
+    """Return the loss of each target, (B, T), in nats; 0 where it is not scored."""
+    device = model.token_embedding.weight.device
+    ids_BT, targets_BT = (torch.from_numpy(part).to(device) for part in (inputs, targets))
+    logits_BTV, _ = model(ids_BT)
+    wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 is too coarse for a sum over the vocabulary
+    losses = F.cross_entropy(
+        logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=NOT_SCORED, reduction="none"
+    )
+    return losses.view_as(targets_BT)
 
 
 def _document_starts(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

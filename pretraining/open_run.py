@@ -141,7 +141,8 @@ def _settled(config: Config) -> Config:
 
 
 def _as_json(config: Config, data: dict[str, BlockDataset]) -> dict[str, Any]:
-    values = {**dataclasses.asdict(config), "data": str(config.data), "out": str(config.out)}
+    values = dataclasses.asdict(config)
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
     del values["fresh"]
     return {**values, "trainer": config.trainer, "blocks": {split: len(blocks) for split, blocks in data.items()}}
 

@@ -113,6 +113,15 @@ def test_watching_what_is_not_there(tmp_path: Path) -> None:
     assert f"error: {tmp_path} is not a run directory" in error("pretraining.watch", tmp_path)
 
 
+def test_an_example_of_hellaswag_that_is_none(finished_run: Path, tmp_path: Path) -> None:
+    line = error("pretraining.hellaswag", "--run", finished_run, "--data", tmp_path)
+    assert line.startswith(f"error: there is no file {tmp_path}: HellaSwag's is at https://")
+    (tmp_path / "a.jsonl").write_text('{"ctx": "He", "endings": ["runs.", "rain."], "label": 0}\n{"ctx": "He"}\n')
+    line = error("pretraining.hellaswag", "--run", finished_run, "--data", tmp_path / "a.jsonl")
+    assert line == f"error: {tmp_path / 'a.jsonl'}, line 2 has no list of two or more texts as endings"
+    assert not (finished_run / "hellaswag.json").exists()
+
+
 @pytest.mark.parametrize("size", [1000, 30_000, 80_000])
 def test_a_write_that_fails_midway(data: Path, tmp_path: Path, size: int) -> None:
     """No mock: the kernel refuses to let any file grow past the limit."""

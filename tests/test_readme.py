@@ -264,6 +264,7 @@ ELSEWHERE = {
     "python -m gpt_model.convert": "test_smaller_cache.py",
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
+    "python -m pretraining.hellaswag": "test_hellaswag.py",
     "python -m pretraining.watch": "test_watch.py",
     "python -m pretraining.advanced": "test_advanced.py",
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",

@@ -5,18 +5,16 @@ long document comes in several parts.
 """
 
 import codecs
-import gzip
 import io
-import json
 import logging
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from utils.files import InputError, printable
+from working_with_text_data import json_lines
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +230,7 @@ def _blocks(file: Path) -> Iterator[tuple[str, int]]:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 at = position - len(error.object) + error.start  # the object ends where reading has come to
-                raise InputError(f"{file} is not UTF-8 text: {_bad_byte(error, at)}") from error
+                raise InputError(f"{file} is not UTF-8 text: {json_lines.bad_byte(error, at)}") from error
             if text:
                 yield text, position
             if not block:
@@ -292,33 +290,20 @@ def _trimmed(text: str, begins: bool) -> str:
 
 
 def _read_json_lines(file: Path) -> Stretches:
-    number = 0
-    with file.open("rb") as raw:
-        lines = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if file.suffix.lower() == ".gz" else raw
-        try:
-            for number, line in enumerate(lines, start=1):
-                if not line.isspace():
-                    yield _text_of_line(line, f"{file}, line {number:,}"), True, raw.tell()
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{file} is damaged after line {number:,}: {error}") from error
+    for line in json_lines.read_lines(file):
+        yield _text_of_line(line), True, line.position
 
 
-def _text_of_line(line: bytes, where: str) -> str:
-    try:
-        content = json.loads(line.rstrip().decode("utf-8-sig"))  # not of bytes: json would let broken UTF-8 pass
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 text: {_bad_byte(error, error.start)}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error.msg} (character {error.pos + 1:,})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise InputError(f"{where} is not JSON that can be read: {error}") from error
+def _text_of_line(line: json_lines.Line) -> str:
+    content = json_lines.parse(line)
+    where = line.where
     if not isinstance(content, dict):
         raise InputError(f'{where} is not an object with a "text" field, as {{"text": "Once upon a time"}} is')
     if "text" not in content:
         raise InputError(f'{where} has no "text" field, only {_listed(content)}')
     text = _checked(content["text"], where)
     try:
-        if b"\\u" in line:
+        if b"\\u" in line.content:
             text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
@@ -352,7 +337,7 @@ def _read_parquet(file: Path) -> Stretches:
                     text = _checked(value.as_py(), f"{file}, row {row:,}")
                     yield text, True, size * row // max(row, table.metadata.num_rows)
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}, row {row:,} is not UTF-8 text: {_bad_byte(error, error.start)}") from error
+        raise InputError(f"{file}, row {row:,} is not UTF-8 text: {json_lines.bad_byte(error, error.start)}") from error
     except (pyarrow.ArrowException, OSError) as error:
         problem = printable(" ".join(str(error).split()))
         raise InputError(f"{file} is not a parquet file, or is damaged: {problem}") from error
@@ -372,10 +357,6 @@ def _checked(text: Any, where: str) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return printable(", ".join(names)[:200]) or "{}"
-
-
-def _bad_byte(error: UnicodeDecodeError, position: int) -> str:
-    return f"byte {position:,} is 0x{error.object[error.start]:02x}"
 
 
 Reader = Callable[[Path], Stretches]

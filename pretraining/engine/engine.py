@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -185,10 +186,16 @@ class Engine:
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Return the objective's measures of the model as it is now, in evaluation mode; the same in every process."""
+        with self.evaluating():
+            return self.objective.evaluate(self.model, self._moved(batches))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model in evaluation mode, and compute in the engine's precision, until the block ends."""
         self.model.eval()
         try:
             with self.autocast():
-                return self.objective.evaluate(self.model, self._moved(batches))
+                yield
         finally:
             self.model.train()
 

@@ -21,6 +21,7 @@ from pretraining.engine import Engine, NextToken, Settings, World, join_world
 from pretraining.engine.callbacks import MovingAverage
 from pretraining.engine.engine import split_batch
 from pretraining.engine.sharded_files import load_shards
+from pretraining.hellaswag import Example, HellaSwag
 from pretraining.optimizers import make_optimizers
 
 STEPS = 5
@@ -63,6 +64,22 @@ def train(engine: Engine, rank: int, size: int, micro: int) -> list[float]:
     return engine.read(infos)[0]
 
 
+class Letters:
+    """A tokenizer with a token per letter."""
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return [ord(letter) % 64 for letter in text]
+
+
+def choices(engine: Engine) -> dict[str, float]:
+    """Return what HellaSwag's callback measures on 19 examples: two processes cannot share them evenly."""
+    endings = "ox", "a fox", "the owls", "foxes"
+    examples = [Example("abcdefghijklmnopqrstuvwxyz"[: number + 1], endings, number % 4) for number in range(19)]
+    measures: dict[str, float] = {}
+    HellaSwag(examples, Letters()).after_evaluation(engine, measures)
+    return measures
+
+
 def state_bytes(engine: Engine) -> int:
     """Return the bytes that this process's optimizers remember, the counts of steps apart."""
     tensors = [t for each in engine.optimizers for state in each.state.values() for t in state.values() if t.dim()]
@@ -82,6 +99,7 @@ def compare(world: World, way: str, optimizer: str, folder: Path) -> dict[str, A
     engine = make_engine(world, way, optimizer, torch.float64)
     average = MovingAverage(engine, lambda: [], decay=0.5)
     found = {"loss": max(abs(a - b) for a, b in zip(train(engine, world.rank, world.size, 2), losses, strict=True))}
+    found["choices"], found["choices_alone"] = choices(engine), choices(reference)
     average.after_step(engine, 1)
     weights = engine.way.whole(engine.model.state_dict())
     states, writing = engine.way.save_states(engine.optimizers, folder)

@@ -64,6 +64,11 @@ class TestTwoProcessesAgainstOne:
         assert found[f"{way} {optimizer}"]["after_reload"] == 0
         assert found[f"{way} {optimizer}"]["average_is_whole"]
 
+    def test_hellaswag_is_shared(self, found: dict, way: str, optimizer: str) -> None:
+        measured = found[f"{way} {optimizer}"]
+        assert measured["choices"] == measured["choices_alone"]
+        assert all(0 < share < 1 for share in measured["choices"].values())
+
     def test_each_process_remembers_its_share(self, found: dict, way: str, optimizer: str) -> None:
         measured = found[f"{way} {optimizer}"]
         shares = [n_bytes / measured["bytes_alone"] for n_bytes in measured["bytes"]]
