@@ -244,6 +244,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint, or begin to; every process must call it."""
+        if self.steps_since:  # weights that are not numbers any more must not become a checkpoint
+            with self._bad_batch_kept():
+                self.engine.read(self.steps_since)
         self.finish_saving()
         step, snapshot = self.steps, self.snapshot_due
         folder = self.world.from_main(lambda: begin_checkpoint(self.run, step))
@@ -295,8 +298,9 @@ class Trainer:
         self.engine.way.load_whole_states(self.engine.optimizers, states)
         self.engine.load_state_dict(state["engine"])
         self.batches.load_state_dict(state["batches"])
-        for callback in self.callbacks:  # one that was not there before begins now
-            callback.load_state_dict(state["callbacks"].get(type(callback).__name__, {}))
+        for callback in self.callbacks:
+            if (name := type(callback).__name__) in state["callbacks"]:  # one that was not there before begins now
+                callback.load_state_dict(state["callbacks"][name])
         if self.world.rank < len(state["rngs"]):  # a process more than before keeps the state it began with
             set_random_state(state["rngs"][self.world.rank], self.world.device)
         self.engine.model.load_state_dict(self.engine.way.cut(self.engine.model, weights))

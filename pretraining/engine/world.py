@@ -73,26 +73,26 @@ class World:
         self.any(False)
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Return what the main process makes, to all; an `InputError` there is raised in all.
+        """Return what the main process makes, to all. If it fails there, all end, and the main one says why.
 
         Raises:
-            InputError: whatever the main process raised.
+            Exception: whatever was raised in the main process, there.
+            SystemExit: in the others.
         """
         if self.size == 1:
             return make()
-        outcome: list[Any] = [None, None]
+        outcome: list[Any] = [None, False]  # what was made, and whether that went well
         failure: BaseException | None = None
         if self.is_main:
             try:
-                outcome = [make(), None]
+                outcome = [make(), True]
             except BaseException as error:  # the others wait for word, whatever happened
                 failure = error
-                outcome = [None, str(error) if isinstance(error, InputError) else f"the main process failed: {error!r}"]
         dist.broadcast_object_list(outcome, device=torch.device("cpu"))
         if failure is not None:
             raise failure
-        if outcome[1] is not None:
-            raise InputError(outcome[1])
+        if not outcome[1]:
+            raise SystemExit(1)
         return outcome[0]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.gpt import NOT_COUNTED
+from pretraining.checkpoint import list_checkpoints, step_of
 from pretraining.engine import (
     Engine,
     NextToken,
@@ -292,6 +293,21 @@ class TestWhenNumbersGoWrong:
         with pytest.raises(InputError, match="at step 7"):
             run(tmp_path, 12, engine=engine, batches=Numbers(infinite_at=[7]))
         assert (tmp_path / "bad_batch" / "step_000007_rank_0.pt").exists()
+
+    def test_weights_that_are_not_numbers_never_become_a_checkpoint(self, tmp_path: Path) -> None:
+        """Though a device that is not waited for has not said so yet when the checkpoint is due."""
+        engine = line()
+        engine.checks_each_step = False
+        plan = Plan(12, eval_every=12, checkpoint_every=1, micro_batch_size=4)
+        validation = lambda: iter([Numbers().next()])  # noqa: E731
+        with pytest.raises(InputError, match="at step 5"):
+            fit(engine, Numbers(infinite_at=[5]), validation, lambda step: 1.0, tmp_path, plan)
+        assert [step_of(folder) for folder in list_checkpoints(tmp_path)] == [4, 3]
+
+    def test_a_callback_that_was_not_there_before_begins_now(self, tmp_path: Path) -> None:
+        run(tmp_path, 4)
+        engine = line()
+        run(tmp_path, 8, SpikeGuard(4, skip=True), MovingAverage(engine, lambda: iter([]), 0.9), engine=engine)
 
     def test_a_scaled_loss_falls_until_it_fits(self) -> None:
         engine = line()
