@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt_model import GPT, GPTConfig
+from gpt_model.costs import forward_flops
+from gpt_model.devices import find_device
 from gpt_model.run_directory import load_tokenizer
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.choices import check_disk, choose_before_data, choose_micro_batch, choose_parallel, passes
@@ -31,7 +33,7 @@ from pretraining.engine import (
     warmup_cosine,
     warmup_stable_decay,
 )
-from pretraining.engine.callbacks import Callback, EarlyStopping, MovingAverage, Plateau, SpikeGuard, WallClock
+from pretraining.engine.callbacks import Callback, EarlyStopping, Machine, MovingAverage, Plateau, SpikeGuard, WallClock
 from pretraining.engine.fit import Plan
 from pretraining.hellaswag import HellaSwag, read_examples, spread
 from pretraining.metrics import draw_loss
@@ -41,6 +43,7 @@ from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory
 from utils.locks import alone
+from utils.monitoring import ResourceMonitor
 from utils.outputs import check_writable
 from utils.tracking import open_trackers
 from working_with_text_data.dataset import BlockDataset
@@ -132,13 +135,13 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
         )
     if not world.is_main:
         torch.manual_seed(config.seed + world.rank)  # each process drops other activations
-    trackers = open_trackers(config.trackers, config.out, vars(config)) if world.is_main else []
-    callbacks = make_callbacks(config, engine, validation)
-    try:
-        finished = fit(engine, batches, validation, make_schedule(config), config.out, plan, callbacks, trackers)
-    finally:
+    with ExitStack() as stack:
+        monitor = stack.enter_context(ResourceMonitor(world.device))
+        trackers = open_trackers(config.trackers, config.out, vars(config)) if world.is_main else []
         for tracker in trackers:
-            tracker.close()
+            stack.callback(tracker.close)
+        callbacks = [*make_callbacks(config, engine, validation), watch_machine(monitor, model_config, world)]
+        finished = fit(engine, batches, validation, make_schedule(config), config.out, plan, callbacks, trackers)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -194,6 +197,18 @@ def make_callbacks(config: AdvancedConfig, engine: Engine, validation: object) -
     if config.time_limit is not None:
         callbacks.append(WallClock(config.time_limit))
     return callbacks
+
+
+def watch_machine(monitor: ResourceMonitor, model_config: GPTConfig, world: World) -> Machine:
+    """Return the callback that logs how busy the machine is, and the MFU where the GPU's peak is known."""
+    peak = None
+    if world.device.type == "cuda":
+        try:
+            peak = world.size * find_device(torch.cuda.get_device_name(world.device)).flops_per_second
+        except InputError as error:
+            log.info("no MFU: %s", error)
+    length = model_config.context_length
+    return Machine(monitor, 3 * forward_flops(model_config, 1, length) / length, peak)
 
 
 def validation_batches(data: BlockDataset, n_blocks: int, size: int) -> Iterator[tuple[Tensor, ...]]:

@@ -102,7 +102,7 @@ def _tuned(name: str, lr: float, matrix_lr: float) -> AdvancedConfig:
 
 
 ADVANCED_PRESETS = {
-    "demo": AdvancedConfig(data=Path("runs/demo-data"), out=Path("runs/demo-advanced"), snapshot_every=400),
+    "demo": AdvancedConfig(data=Path("runs/demo-data"), out=Path("runs/demo-advanced"), snapshot_every=300),
     "classic": _gpt2(
         "gpt2-small", position="learned", batch_size=64, optimizer="adamw", lr=3e-4, steps=100_000, warmup=0.02,
         schedule="cosine", weight_decay=0.1, clip=1.0, eval_every=1000, checkpoint_every=5000,

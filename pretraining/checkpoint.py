@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 KEEP = 2
 CHECKPOINT_FILES = WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "checksums.json"
+SHARDS = "shards"  # a folder of what many processes wrote side by side, in a checkpoint that they made together
 
 
 def save_checkpoint(
@@ -46,17 +47,43 @@ def save_checkpoint(
     Raises:
         InputError: if the disk does not take it; earlier checkpoints and `model.safetensors` stay as they were.
     """
-    folder = run / "train_state" / f"step_{step:06d}"
+    begin_checkpoint(run, step)
+    complete_checkpoint(run, step, weights, state, snapshot=snapshot)
+
+
+def begin_checkpoint(run: Path, step: int) -> Path:
+    """Make the folder of a checkpoint under its temporary name; return it. Files that are put there belong to it.
+
+    Raises:
+        InputError: if the disk does not take it.
+    """
+    folder = _folder(run, step)
     unfinished = folder.with_name(f".{folder.name}.tmp")
     for left_behind in folder.parent.glob(".step_*.tmp"):  # by a killed process
         shutil.rmtree(left_behind)
     with _explained(folder):
         unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def complete_checkpoint(
+    run: Path, step: int, weights: dict[str, torch.Tensor], state: dict[str, Any], *, snapshot: bool = False
+) -> None:
+    """Write what is missing in a checkpoint that was begun, and give it its name; arguments as in `save_checkpoint`.
+
+    Raises:
+        InputError: if the disk does not take it; earlier checkpoints and `model.safetensors` stay as they were.
+    """
+    folder = _folder(run, step)
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    with _explained(folder):
         tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
         _write(unfinished / WEIGHTS, lambda path: save_file(tensors, path, metadata={"step": str(step)}))
         _write(unfinished / STATE, lambda path: torch.save({"step": step, **state}, path))
         shutil.copymode(unfinished / STATE, unfinished / WEIGHTS)  # safetensors makes files that nobody else may read
-        checksums = {name: sha256(unfinished / name) for name in (WEIGHTS, STATE)}
+        checksums = {
+            str(path.relative_to(unfinished)): sha256(path) for path in sorted(unfinished.rglob("*")) if path.is_file()
+        }
         with write_atomically(unfinished / CHECKSUMS) as file:
             file.write(json.dumps(checksums, indent=1).encode())
         if folder.exists():  # the same step again, after resuming from before it
@@ -70,6 +97,10 @@ def save_checkpoint(
     # later ones were damaged, or this run would have begun from them
     for useless in [*found[: found.index(folder)], *found[found.index(folder) + KEEP :]]:
         shutil.rmtree(useless)
+
+
+def _folder(run: Path, step: int) -> Path:
+    return run / "train_state" / f"step_{step:06d}"
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -97,8 +128,9 @@ def load_checkpoint(
     Args:
         run: the run directory.
         model: what the weights must fit.
-        restore: gets what was given to `save_checkpoint`: the weights, and the state, with "step" in it. If it fails,
-            the checkpoint counts as damaged, and `restore` is called again with an earlier one.
+        restore: gets what was given to `save_checkpoint`: the weights, and the state, with "step" in it, and the
+            folder under "folder". If it fails, the checkpoint counts as damaged, and `restore` is called again with an
+            earlier one.
         publish: make its weights the run's `model.safetensors`; one of several processes does that.
 
     Raises:
@@ -113,7 +145,7 @@ def load_checkpoint(
             continue
         check_weights(model, tensors, folder / WEIGHTS)
         try:
-            restore(tensors, state)
+            restore(tensors, {**state, "folder": folder})
         except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             if is_full(error):  # which says nothing about the checkpoint
                 raise
@@ -134,8 +166,10 @@ def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         InputError: if it is damaged.
     """
     checksums = read_json(folder / CHECKSUMS)
-    for name in (WEIGHTS, STATE):
-        if not isinstance(checksums, dict) or checksums.get(name) != sha256(folder / name):
+    if not isinstance(checksums, dict) or not checksums.keys() >= {WEIGHTS, STATE}:
+        raise InputError(f"{CHECKSUMS} does not have the checksums of its files")
+    for name, checksum in checksums.items():
+        if not (folder / name).is_relative_to(folder) or checksum != sha256(folder / name):
             raise InputError(f"{name} does not have the checksum it was saved with")
     try:
         tensors = load_file(folder / WEIGHTS)

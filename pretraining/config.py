@@ -58,11 +58,11 @@ class Config:
     dropout: Share = 0.0
     """Probability with which an activation is dropped. Worth trying when text is read many times over."""
 
-    steps: Steps = 1600
+    steps: Steps = 1200
     """Optimizer steps. A run that is there goes on with another number, as long as it has not taken more already:
     from its next step on, the learning rate is the one that the new number gives that step, so a run that had
     finished starts again from a higher one."""
-    batch_size: Count = 12
+    batch_size: Count = 16
     """Sequences per step."""
     micro_batch_size: Count | None = None
     """Sequences that go through the model at once. Less than batch_size saves memory: gradients of
@@ -81,7 +81,7 @@ class Config:
     """galore: steps after which a matrix's directions are chosen anew."""
     galore_scale: Annotated[float, Range(0, 100, open_below=True)] = 0.25
     """galore: what the steps of these matrices are multiplied by; together with lr, their learning rate."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.1
+    weight_decay: Annotated[float, Range(0, 100)] = 0.15
     """Pull of matrices toward zero. The more often a text is read, the more of it is worth trying."""
     warmup: Share = 0.05
     """Share of the steps in which the learning rate rises to its peak; after them it falls to zero."""
@@ -131,5 +131,5 @@ class Config:
 
 
 PRESETS = {
-    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=400),
+    "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=300),
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt_model import GPTConfig
 from gpt_model.run_directory import identity, read_config
-from pretraining.checkpoint import CHECKPOINT_FILES, WEIGHTS, list_checkpoints, step_of
+from pretraining.checkpoint import CHECKPOINT_FILES, SHARDS, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
 from pretraining.least_memory import check_memory
@@ -37,6 +37,11 @@ RUN_FILES = (
     "snapshots/step_*.safetensors",
     *(f"train_state/step_*/{name}" for name in CHECKPOINT_FILES),
     "train_state/.step_*.tmp/*",
+    *(
+        f"train_state/{step}/{SHARDS}/{name}"
+        for step in ("step_*", ".step_*.tmp")
+        for name in ("*.distcp", ".metadata*")
+    ),
     "bad_batch/step_*.pt",
 )
 # What was the only way before it became a setting, where that is not what is given today.

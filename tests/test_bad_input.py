@@ -145,7 +145,7 @@ def test_presets_and_help_read_like_documentation() -> None:
     assert "Pretrain a GPT on one device." in result.stdout
     assert "Presets, as first argument: demo." in result.stdout
     assert "Peak learning rate of Muon." in result.stdout
-    assert "(default: 1600)" in run(TRAIN, "demo", "--help").stdout
+    assert "(default: 1200)" in run(TRAIN, "demo", "--help").stdout
 
 
 def test_an_unknown_option_is_named() -> None:

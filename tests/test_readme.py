@@ -76,10 +76,11 @@ def recipe_passage() -> str:
     for part in ("quarter", "whole"):
         for row in recipe[part]["rows"]:
             settings = row["settings"]
+            bits = row["bits_per_byte"]
             rows.append([
                 part, settings["position"], f"{settings['batch_size']} x {settings['context_length']}",
                 str(settings["d_model"]), f"{settings['weight_decay']:g}", settings["schedule"], row["besides"],
-                f"{settings['steps']:,}", f"{row['bits_per_byte']:.3f}",
+                f"{settings['steps']:,}", "" if bits is None else f"{bits:.3f}",
             ])  # fmt: skip
     return markdown_table(columns, rows)
 
@@ -265,6 +266,9 @@ ELSEWHERE = {
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
     "python -m pretraining.hellaswag": "test_hellaswag.py",
     "python -m pretraining.watch": "test_watch.py",
+    "python -m pretraining.advanced": "test_advanced.py",
+    "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
+    "torchrun --nnodes 2": "test_two_nodes.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
 }
 

@@ -145,7 +145,7 @@ def draw_matrices(axes: "Axes", shapes: dict[str, tuple[int, int]], color: str, 
 
     Args:
         axes: where to draw; its frame is taken away.
-        shapes: rows and columns of each, by the name that is written below it.
+        shapes: rows and columns of each, by the short name that is written into it.
         color: of all of them.
         width: of the axes, in columns; axes of the same width and size have the same scale.
     """
@@ -154,8 +154,8 @@ def draw_matrices(axes: "Axes", shapes: dict[str, tuple[int, int]], color: str, 
     x = 0.0
     for name, (rows, columns) in shapes.items():
         axes.add_patch(Rectangle((x, 0), columns, -rows)).set(facecolor=color, edgecolor="none")
-        axes.text(x, 60, name, va="bottom")
-        x += max(columns, 0.13 * width) + 0.04 * width
+        axes.text(x + columns / 2, -rows / 2, name, color="white", ha="center", va="center")
+        x += columns + 0.02 * width
     axes.set(xlim=(0, width), aspect="equal", anchor="W")
     axes.autoscale_view(scalex=False)
     axes.axis("off")

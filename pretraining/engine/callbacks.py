@@ -18,6 +18,7 @@ import torch
 
 from pretraining.engine.engine import Engine
 from pretraining.engine.objective import Batch
+from utils.monitoring import ResourceMonitor
 
 
 class Callback:
@@ -31,9 +32,8 @@ class Callback:
     def after_step(self, engine: Engine, step: int) -> None:
         """Look at the model after a step; `step` is the number of steps taken."""
 
-    def after_reading(self, steps: Sequence[int], losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
-        """Look at the losses and gradient norms of some steps; return what is to be logged."""
-        return {}
+    def after_reading(self, entry: dict[str, float], norms: Sequence[float]) -> None:
+        """Look at what is to be logged of some steps, and at the gradient norm of each; add to the former."""
 
     def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
         """Look at an evaluation's measures, and add others."""
@@ -117,14 +117,15 @@ class SpikeGuard(Callback):
         self.skip = skip
         self.norms: deque[float] = deque(maxlen=history)
 
-    def after_reading(self, steps: Sequence[int], losses: Sequence[float], norms: Sequence[float]) -> dict[str, float]:
+    def after_reading(self, entry: dict[str, float], norms: Sequence[float]) -> None:
         """Compare norms with the median of those before."""
         limit = self._limit()
         spikes = [norm for norm in norms if norm > limit]
         self.norms.extend(norm for norm in norms if norm <= limit)
+        if spikes:
+            entry.update(spikes=len(spikes), largest_spike=max(spikes))
         if self.skip:
             self.skip_above = self._limit()
-        return {"spikes": len(spikes), "largest_spike": max(spikes)} if spikes else {}
 
     def _limit(self) -> float:
         full = len(self.norms) == self.norms.maxlen
@@ -198,3 +199,24 @@ class MovingAverage(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take this process's part of an average."""
         self.average = self.engine.way.cut(self.engine.model, state["average"])
+
+
+class Machine(Callback):
+    """Log how busy the machine is, and the share of a GPU's peak that becomes operations the model needs (MFU).
+
+    Args:
+        monitor: reads the machine in the background; it is started already.
+        flops_per_token: operations that a token needs, forward and backward.
+        peak: operations per second of all devices together; None where that is not known.
+    """
+
+    def __init__(self, monitor: ResourceMonitor, flops_per_token: float, peak: float | None) -> None:
+        self.monitor = monitor
+        self.flops_per_token = flops_per_token
+        self.peak = peak
+
+    def after_reading(self, entry: dict[str, float], norms: Sequence[float]) -> None:
+        """Add the last reading, and the share."""
+        entry.update({name: value for name, value in self.monitor.latest().items() if name != "seconds"})
+        if self.peak is not None:
+            entry["mfu"] = self.flops_per_token * entry["tokens_per_second"] / self.peak

@@ -130,7 +130,8 @@ class Engine:
                 float16 the loss was then scaled too far, and the step is skipped, as long as it can be scaled less.
         """
         count = sum(self.objective.count(batch) for batch in batches)
-        whole_count = self.world.sum(torch.tensor(count, device=self.device)).clamp(min=1)
+        # filled in on the device: a number that is copied there makes the program wait
+        whole_count = self.world.sum(torch.full((), count, device=self.device)).clamp(min=1)
         losses = []
         weight = self.loss_scale.value * (self.world.size if self.way.averages else 1)
         for index, batch in enumerate(batches):

@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pretraining.checkpoint import load_checkpoint, save_checkpoint
+from pretraining.checkpoint import SHARDS, begin_checkpoint, complete_checkpoint, load_checkpoint
 from pretraining.engine.callbacks import Callback
 from pretraining.engine.engine import Engine, NotFiniteError, StepInfo, split_batch
 from pretraining.engine.objective import Batch
 from pretraining.engine.schedules import Schedule
+from pretraining.engine.sharded_files import load_shards
 from pretraining.metrics import forget_metrics_after
 from utils.files import InputError, write_atomically
 from utils.interrupt import StopRequest, stop_on_signal
@@ -127,6 +129,8 @@ class Trainer:
         self.stopped_by: Callback | None = None
         self.seconds_before = 0.0  # spent by earlier processes of this run
         self.started = time.perf_counter()
+        self._writing: Future | None = None  # of the checkpoint that is not complete yet
+        self._complete: Callable[[], None] | None = None
         self.shown: dict[str, str] = {}  # beside the progress bar
         self._forget()
 
@@ -158,6 +162,7 @@ class Trainer:
                     self.save()
         if self.saved_at != self.steps:
             self.save()
+        self.finish_saving()
 
     def step(self) -> None:
         """Take one step."""
@@ -171,6 +176,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_step(self.engine, self.steps)
         self._listen()
+        if self._writing is not None and self.world.any(self.world.is_main and self._writing.done()):
+            self.finish_saving()
 
     def look(self, evaluate: bool) -> None:
         """Read and log the numbers of the steps since the last look, after evaluating if that is due."""
@@ -187,9 +194,8 @@ class Trainer:
         }
         if skipped := sum(step.skipped for step in since):
             entry["skipped"] = skipped
-        numbers = range(self.steps - len(since) + 1, self.steps + 1)
         for callback in self.callbacks:
-            entry.update(callback.after_reading(numbers, losses, norms))
+            callback.after_reading(entry, norms)
         if evaluate:
             entry.update(self._evaluate())
         if self.world.is_main:
@@ -237,18 +243,42 @@ class Trainer:
             ) from error
 
     def save(self) -> None:
-        """Write a checkpoint; every process must call it."""
+        """Write a checkpoint, or begin to; every process must call it."""
+        self.finish_saving()
+        step, snapshot = self.steps, self.snapshot_due
+        folder = self.world.from_main(lambda: begin_checkpoint(self.run, step))
         weights = self.engine.way.whole(self.engine.model.state_dict())
+        states, self._writing = self.engine.way.save_states(self.engine.optimizers, folder / SHARDS)
         state = {
             "seconds": self.seconds,
             "engine": self.engine.state_dict(),
-            "optimizers": self.engine.way.whole_states(self.engine.optimizers),
+            "optimizers": states,
             "batches": self.batches.state_dict(),
             "callbacks": {type(callback).__name__: callback.state_dict() for callback in self.callbacks},
             "rngs": self.world.gather(random_state(self.world.device)),
         }
-        self.world.from_main(lambda: save_checkpoint(self.run, self.steps, weights, state, snapshot=self.snapshot_due))
-        self.saved_at = self.steps
+        self._complete = lambda: complete_checkpoint(self.run, step, weights, state, snapshot=snapshot)
+        self.saved_at = step
+        if self._writing is None:
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        """Wait until all parts of a checkpoint are written, and give it its name; every process must call it."""
+        if self._complete is None:
+            return
+        complete, self._complete = self._complete, None
+        writing, self._writing = self._writing, None
+        failure = None if writing is None else writing.exception()  # waits
+
+        def finish() -> None:
+            if failure is not None:
+                raise InputError(
+                    f"could not write a checkpoint to {self.run} ({type(failure).__name__}: {failure}): earlier ones "
+                    "are intact; make room, then give the same command to resume"
+                ) from failure
+            complete()
+
+        self.world.from_main(finish)
 
     def resume(self) -> bool:
         """Go back to the run's newest checkpoint, in every process; return False if it has none."""
@@ -259,7 +289,10 @@ class Trainer:
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what a checkpoint holds."""
-        self.engine.way.load_whole_states(self.engine.optimizers, state["optimizers"])
+        states = state["optimizers"]
+        if (state["folder"] / SHARDS).exists():
+            states = load_shards(state["folder"] / SHARDS, states, self.engine.optimizers)
+        self.engine.way.load_whole_states(self.engine.optimizers, states)
         self.engine.load_state_dict(state["engine"])
         self.batches.load_state_dict(state["batches"])
         for callback in self.callbacks:  # one that was not there before begins now

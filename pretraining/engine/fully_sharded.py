@@ -10,8 +10,10 @@ its two uses: it stays in the root group, with all that is outside the blocks.
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -22,6 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from pretraining.engine.parallel import OneProcess, States
+from pretraining.engine.sharded_files import save_shards, without_tensors
+from pretraining.engine.world import World
 from pretraining.optimizers.muon import Muon, orthogonalize
 from utils.files import InputError
 
@@ -32,6 +36,10 @@ class FullySharded(OneProcess):
     """A part of everything in each process."""
 
     averages = True
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._writers = dist.new_group(backend="gloo")
 
     def prepare(self, model: nn.Module, *, compiled: bool) -> None:
         """Cut every weight along its first dimension into a part per process."""
@@ -94,20 +102,13 @@ class FullySharded(OneProcess):
         """Return this process's part of whole tensors."""
         return {name: _like(tensors[name], part) for name, part in model.state_dict().items()}
 
-    def whole_states(self, optimizers: list[Optimizer]) -> States:
-        """Return the optimizers' states, gathered one number after the other; on the CPU."""
-        states = []
-        for optimizer in optimizers:
-            state = optimizer.state_dict()
-            whole = {
-                index: {name: _whole(value).cpu() for name, value in values.items()}
-                for index, values in state["state"].items()
-            }
-            states.append({**state, "state": whole})
-        return states
+    def save_states(self, optimizers: list[Optimizer], folder: Path) -> tuple[States, Future]:
+        """Begin to write this process's part of the states to a folder."""
+        states = [optimizer.state_dict() for optimizer in optimizers]
+        return without_tensors(states), save_shards(folder, states, self._writers)
 
     def load_whole_states(self, optimizers: list[Optimizer], states: States) -> None:
-        """Take this process's part of whole states."""
+        """Take this process's part of states, if it is not all there is of them already."""
         for optimizer, state in zip(optimizers, states, strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             parts = {
@@ -123,6 +124,6 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _like(whole: Tensor, part: Any) -> Tensor:
     """Return a whole tensor cut as a parameter is, if it is of its shape; numbers of steps stay whole."""
-    if not isinstance(part, DTensor) or whole.shape != part.shape:
+    if isinstance(whole, DTensor) or not isinstance(part, DTensor) or whole.shape != part.shape:
         return whole
     return distribute_tensor(whole.to(part.device), part.device_mesh, part.placements, src_data_rank=None)

@@ -12,7 +12,9 @@ when gradients are exchanged, which of them are here and how long all are togeth
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +83,16 @@ class OneProcess:
     def whole_states(self, optimizers: list[Optimizer]) -> States:
         """Return the states of the optimizers in the main process; every process must call it."""
         return [optimizer.state_dict() for optimizer in optimizers]
+
+    def save_states(self, optimizers: list[Optimizer], folder: Path) -> tuple[States, Future | None]:
+        """Return the states to be saved in the main process; or what is left of them, if a folder is to have the rest.
+
+        Every process must call it.
+
+        Returns:
+            the states, and what is done when all of the folder is written; None if nothing is written there.
+        """
+        return self.whole_states(optimizers), None
 
     def load_whole_states(self, optimizers: list[Optimizer], states: States) -> None:
         """Set the states of the optimizers to those of a single process."""

@@ -85,11 +85,11 @@ class GaLore(torch.optim.Optimizer):
         settings = {"rank": rank, "every": every, "scale": scale, "betas": betas, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
         weights = [weight for group in self.param_groups for weight in group["params"]]
-        # of all matrices, also where processes share them and each keeps only some
-        self.order = {weight: index for index, weight in enumerate(weights)}
         for weight in weights:
             if weight.ndim != 2:
                 raise ValueError(f"GaLore is for matrices, got a parameter of shape {tuple(weight.shape)}")
+        # decides turns and seeds, and stays the same if later each process of many updates some of them only
+        self.order = {weight: index for index, weight in enumerate(weights)}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -98,12 +98,13 @@ class GaLore(torch.optim.Optimizer):
             for weight in group["params"]:
                 if weight.grad is not None:
                     gradient_MN = _lying(weight.grad)
-                    self._refresh(weight, gradient_MN, self.order[weight], len(self.order), group)
+                    self._refresh(weight, gradient_MN, group)
                     self._update(weight, gradient_MN, group)
 
-    def _refresh(self, weight: Tensor, gradient_MN: Tensor, index: int, count: int, group: dict[str, Any]) -> None:
-        """Find a projector for a matrix, the `index`-th of `count`, if it has none or it is its turn."""
+    def _refresh(self, weight: Tensor, gradient_MN: Tensor, group: dict[str, Any]) -> None:
+        """Find a projector for a matrix if it has none or it is its turn."""
         state = self.state[weight]
+        index, count = self.order[weight], len(self.order)
         if not state:
             rank = min(group["rank"], len(gradient_MN))
             state["step"] = torch.tensor(0)

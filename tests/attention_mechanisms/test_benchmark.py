@@ -21,6 +21,7 @@ from attention_mechanisms.benchmark import attention_costs as costs
 from attention_mechanisms.benchmark import decode, figures, sweep, window
 from attention_mechanisms.benchmark.sweep import Sweep, measure_sweep
 from attention_mechanisms.masks import Mask
+from tests import commands
 from tests.alone import alone
 from utils.files import InputError
 from utils.measuring import read_results
@@ -33,12 +34,6 @@ CPU = torch.device("cpu")
 PEAKS = {"flops_per_second": {"float32": 1e11, "bfloat16": 1e11}, "bytes_per_second": 1e10}
 
 
-def run_benchmark(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "attention_mechanisms.benchmark", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment)
-
-
 # -- the whole ---------------------------------------------------------------------------------------------
 
 
@@ -46,7 +41,8 @@ def run_benchmark(*arguments: Any) -> subprocess.CompletedProcess[str]:
 def test_it_runs_from_the_command_line(tmp_path: Path) -> None:
     results, drawn = tmp_path / "results", tmp_path / "figures"
     small = ["--rounds", 1, "--contexts", 300, "--lengths", 128, 1280, "--widths", 256, "--batches", 1, 2]
-    run = run_benchmark("--quick", "--device", "cpu", *small, "--results", results, "--figures", drawn)
+    flags = ["--quick", "--device", "cpu", *small, "--results", results, "--figures", drawn]
+    run = commands.run("attention_mechanisms.benchmark", *flags)
     assert run.returncode == 0, run.stderr[-3000:]
     stored = read_results(results, PARTS)
     assert list(stored) == list(PARTS)

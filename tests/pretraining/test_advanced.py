@@ -4,6 +4,9 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,10 @@ import torch
 from gpt_model import GPT, GPTConfig
 from pretraining import advanced, choices, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
-from pretraining.checkpoint import list_checkpoints
+from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
 from pretraining.engine import World
 from pretraining.metrics import read_metrics
-from tests.pretraining.test_many_processes import finish, start
+from tests.pretraining.test_many_processes import ROOT, finish, start
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 
@@ -84,32 +87,46 @@ def test_a_run_that_stops_again_and_again_ends_the_same(
 
 
 @pytest.mark.slow
-def test_killed_in_one_number_of_processes_and_resumed_in_another(data: Path, tmp_path: Path) -> None:
-    """Two processes under DDP are killed; two end bit for bit as if nothing had been, and 1 and 4 very nearly."""
-    changes = {"steps": 24, "checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
-    finish(start(2, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "whole", **changes))))
-    killed = tmp_path / "killed"
-    command = ["pretraining.advanced", *flags(tiny_advanced(data, killed, **changes))]
-    processes = start(2, *command)
-    deadline = time.monotonic() + 120
-    while len(list_checkpoints(killed)) < 2 or int(list_checkpoints(killed)[0].name[5:]) < 6:
-        assert time.monotonic() < deadline
-        assert processes[0].poll() is None
-        time.sleep(0.01)
-    processes[1].kill()  # one is enough: the other notices that it is alone
-    assert processes[0].wait(60) != 0
-    for process in processes:
-        process.communicate()
-    for others in ("one", "sharded"):
-        shutil.copytree(killed, tmp_path / others)
-    finish(start(2, *command))
-    assert sha256(killed / "model.safetensors") == sha256(tmp_path / "whole" / "model.safetensors")
-    finish(start(1, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "one", **changes))))
-    finish(
-        start(4, "pretraining.advanced", *flags(tiny_advanced(data, tmp_path / "sharded", parallel="fsdp", **changes)))
+def test_a_run_goes_on_in_any_number_of_processes_and_after_a_worker_is_killed(data: Path, tmp_path: Path) -> None:
+    """Twelve steps by two processes, and twelve more: by two, one of them killed on the way, by one, and by four."""
+    changes = {"checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
+
+    def command(name: str, **others: Any) -> list[str]:
+        return ["pretraining.advanced", *flags(tiny_advanced(data, tmp_path / name, **{**changes, **others}))]
+
+    finish(start(2, *command("two", steps=12)))
+    for name in ("killed", "one", "four"):
+        shutil.copytree(tmp_path / "two", tmp_path / name)
+    finish(start(2, *command("two", steps=24)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    elastic = subprocess.Popen(
+        [*torchrun, "-m", *command("killed", steps=24)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("whole", "one", "sharded")]
+    deadline = time.monotonic() + 120
+    while step_of(list_checkpoints(tmp_path / "killed")[0]) < 14:
+        assert time.monotonic() < deadline
+        assert elastic.poll() is None
+        time.sleep(0.01)
+    workers = Path(f"/proc/{elastic.pid}/task/{elastic.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    said = elastic.communicate(timeout=240)[1]
+    assert elastic.returncode == 0, said[-3000:]
+    assert "going on after step" in said.replace("going on after step 12 ", "", 1), "no worker was started again"
+    assert sha256(tmp_path / "killed" / "model.safetensors") == sha256(tmp_path / "two" / "model.safetensors")
+    assert advanced.main(tiny_advanced(data, tmp_path / "one", **changes, steps=24))
+    finish(start(4, *command("four", steps=24, parallel="fsdp")))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("two", "one", "four")]
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    # what four processes wrote side by side is what one process goes on from
+    assert len(list((list_checkpoints(tmp_path / "four")[0] / SHARDS).glob("*.distcp"))) == 4
+    for name in ("one", "four"):
+        assert advanced.main(tiny_advanced(data, tmp_path / name, **changes, steps=27))
+    losses = [read_metrics(tmp_path / name)[-1]["val_loss"] for name in ("one", "four")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 class TestChoices:
@@ -179,6 +196,7 @@ def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
 def test_presets_are_what_the_names_say() -> None:
     classic = ADVANCED_PRESETS["classic"]
     assert (classic.batch_size, classic.lr, classic.steps, classic.warmup * classic.steps) == (64, 3e-4, 100_000, 2000)
+    assert (classic.position, classic.schedule) == ("learned", "cosine")
     assert (classic.eval_every, classic.checkpoint_every, classic.weight_decay, classic.clip) == (1000, 5000, 0.1, 1.0)
     for name in ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"):
         preset, model = ADVANCED_PRESETS[name], GPTConfig.preset(name)
@@ -221,6 +239,15 @@ class TestMistakes:
         monkeypatch.setenv("MASTER_PORT", "0")
         with pytest.raises(InputError, match=r"the 2 processes did not meet at 127.0.0.1:0 within 0.2 s"):
             advanced.main(AdvancedConfig(data=tmp_path, timeout=0.2))
+
+    def test_a_port_in_use(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            variables = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+            for name, value in {**variables, "MASTER_PORT": str(port)}.items():
+                monkeypatch.setenv(name, value)
+            with pytest.raises(InputError, match=rf"did not meet at 127.0.0.1:{port} .* is the port free\?"):
+                advanced.main(AdvancedConfig(data=tmp_path, timeout=5))
 
     def test_documents_without_an_end(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(advanced, "END_OF_TEXT", "<|nothing|>")

@@ -28,6 +28,7 @@ def load(run: Path, model: GPT) -> dict[str, Any] | None:
 
     def restore(weights: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         found.update(state)
+        assert list_checkpoints(run).count(found.pop("folder")) == 1
         model.load_state_dict(weights)
 
     return found if load_checkpoint(run, model, restore) else None

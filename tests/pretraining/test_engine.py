@@ -224,9 +224,12 @@ class TestCallbacks:
 
     def test_spikes_are_told_from_the_median_and_do_not_move_it(self) -> None:
         guard = SpikeGuard(4, skip=True, history=3)
-        assert guard.after_reading([1], [0], [100.0]) == {}  # too early to tell
-        guard.after_reading([2, 3, 4], [0] * 3, [1.0, 2.0, 1.0])
-        assert guard.after_reading([5, 6, 7], [0] * 3, [3.0, 9.0, 8.0]) == {"spikes": 2, "largest_spike": 9.0}
+        entry: dict[str, float] = {}
+        guard.after_reading(entry, [100.0])  # too early to tell
+        guard.after_reading(entry, [1.0, 2.0, 1.0])
+        assert entry == {}
+        guard.after_reading(entry, [3.0, 9.0, 8.0])
+        assert entry == {"spikes": 2, "largest_spike": 9.0}
         assert guard.skip_above == 4 * 2.0
         again = SpikeGuard(4, skip=True, history=3)
         again.load_state_dict(guard.state_dict())

@@ -192,6 +192,21 @@ class TestTurns:
         assert counts == [16] + [2] * 16
         assert len(set(found)) == len(found)  # no two times the same random vectors
 
+    def test_a_process_that_updates_some_of_them_finds_the_projectors_of_one_that_updates_all(self) -> None:
+        """As under ZeRO-1, where each process keeps its share of the parameters after the optimizer is made."""
+        projectors = []
+        for own in (slice(None), slice(1, 3)):
+            draws = torch.Generator().manual_seed(0)
+            weights = weights_of([(40, 60)] * 4)
+            optimizer = GaLore(weights, rank=3, every=2)
+            optimizer.param_groups[0]["params"] = weights[own]
+            for _ in range(4):
+                for weight in weights:
+                    weight.grad = torch.randn(40, 60, generator=draws)
+                optimizer.step()
+            projectors.append([optimizer.state[weight]["projector"] for weight in weights[1:3]])
+        assert all(map(torch.equal, *projectors))
+
     def test_turns_go_by_the_steps_of_a_run_and_not_of_a_process(self, generator: torch.Generator) -> None:
         """A state that went through a file, mid-interval, goes on as if it had not."""
         runs = []

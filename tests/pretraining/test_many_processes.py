@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.pretraining.ranks import PAIRS
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -44,10 +46,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("ranks")
     finish(start(2, "tests.pretraining.ranks", folder))
     return json.loads((folder / "found.json").read_text())
-
-
-PAIRS = [(way, optimizer) for way in ("ddp", "zero1", "fsdp") for optimizer in ("adamw", "muon", "galore")]
-PAIRS.remove(("fsdp", "galore"))  # which is refused: GaLore looks at whole gradients
 
 
 @pytest.mark.parametrize(("way", "optimizer"), PAIRS)
