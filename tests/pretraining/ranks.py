@@ -72,9 +72,9 @@ class Letters:
 
 
 def choices(engine: Engine) -> dict[str, float]:
-    """Return what HellaSwag's callback measures on 19 examples: two processes cannot share them evenly."""
+    """Return what HellaSwag's callback measures on 17 examples: of the passes, one process would take one more."""
     endings = "ox", "a fox", "the owls", "foxes"
-    examples = [Example("abcdefghijklmnopqrstuvwxyz"[: number + 1], endings, number % 4) for number in range(19)]
+    examples = [Example("abcdefghijklmnopqrstuvwxyz"[: number + 1], endings, number % 4) for number in range(17)]
     measures: dict[str, float] = {}
     HellaSwag(examples, Letters()).after_evaluation(engine, measures)
     return measures
