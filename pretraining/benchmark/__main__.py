@@ -1,7 +1,7 @@
 """Measure what this chapter claims, and store it in `results/` with hardware, versions and commit.
 
     python -m pretraining.benchmark                  # all of it: about half an hour on two idle cores
-    python -m pretraining.benchmark --part gpu       # GPT-2 small's training step on a GPU: a minute
+    python -m pretraining.benchmark --part gpu       # GPT-2 small's training step on a GPU: a few minutes
 
 Each measurement is a process of its own, on an otherwise idle machine. The notebook and the README draw
 and quote the stored results; a test compares the numbers.
@@ -22,15 +22,17 @@ from typing import Any, Literal
 
 import torch
 
-from gpt_model import GPT
+from gpt_model import GPT, GPTConfig
+from gpt_model.devices import find_device
 from gpt_model.run_directory import load_tokenizer
 from pretraining import demo, simple
-from pretraining.benchmark.gpu_step import measure_gpu_steps
+from pretraining.benchmark.gpu_ladder import climb
+from pretraining.benchmark.gpu_step import BATCH_SIZE, MODEL, measure_gpu_steps
 from pretraining.benchmark.speed import measure_speed
 from pretraining.config import Config as TrainingConfig
 from pretraining.evaluate import read_split, score
 from pretraining.metrics import read_metrics
-from utils.files import InputError
+from utils.files import InputError, write_atomically
 from utils.hardware import describe, pick_device
 from utils.measuring import check_folders, measure_parts
 
@@ -53,10 +55,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 class Config:
     """Measure the demo: its result for three seeds, what makes it fast, and what Muon brings; and a step on a GPU."""
 
-    part: Literal["all", "demo", "speed", "optimizers", "gpu"] = "all"
+    part: Literal["all", "demo", "speed", "optimizers", "gpu", "ladder"] = "all"
     """demo: three whole runs of `make demo`. speed: tokens per second with one thing changed at a time.
-    optimizers: bits per byte after equally many steps. gpu: a training step of GPT-2 small, on a GPU; left out of
-    all where there is none."""
+    optimizers: bits per byte after equally many steps. gpu: a training step of GPT-2 small, on a GPU. ladder: what
+    makes it fast there, one thing at a time, each stored once it is measured. Both are left out of all where there is
+    no GPU."""
     results: Path = RESULTS
     """Where the measurements are stored."""
 
@@ -67,8 +70,8 @@ def main(config: Config) -> None:
     Raises:
         InputError: if results cannot be stored, or the part on GPUs is asked for where there is none.
     """
-    if config.part == "gpu" and not torch.cuda.is_available():
-        raise InputError("--part gpu needs a GPU that CUDA can use, and there is none here")
+    if config.part in ("gpu", "ladder") and not torch.cuda.is_available():
+        raise InputError(f"--part {config.part} needs a GPU that CUDA can use, and there is none here")
     check_folders(config.results, config.results)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,6 +84,23 @@ def main(config: Config) -> None:
             parts["gpu"] = lambda: measure_gpu_steps(pick_device("cuda"))
         wanted = {part: measure for part, measure in parts.items() if config.part in (part, "all")}
         measure_parts(wanted, config.results, {"machine": describe()})
+    if config.part == "ladder" or (config.part == "all" and torch.cuda.is_available()):
+        measure_ladder(config.results / "ladder.json")
+
+
+def measure_ladder(path: Path) -> None:
+    """Measure what makes a step fast on a GPU, and store each row once it is measured.
+
+    Raises:
+        InputError: if the GPU's data sheet is not known here.
+    """
+    device = pick_device("cuda")
+    peak = find_device(torch.cuda.get_device_name(device)).flops_per_second
+    result: dict[str, Any] = {"machine": describe(), "model": MODEL, "peak_flops_per_second": peak, "rows": []}
+    for row in climb(GPTConfig.preset(MODEL), BATCH_SIZE, device, peak):
+        result["rows"].append(row)
+        with write_atomically(path) as file:
+            file.write(json.dumps(result, indent=1).encode())
 
 
 def measure_demo(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from gpt_model import GPTConfig
 from gpt_model.costs import mfu, training_memory
 from pretraining import simple
 from pretraining.benchmark import __main__ as benchmark
-from pretraining.benchmark import gpu_step, speed
+from pretraining.benchmark import gpu_ladder, gpu_step, speed
 from tests.tiny_run import tiny
 from utils.files import InputError
 
@@ -91,8 +92,23 @@ def test_the_stored_step_on_a_gpu_is_of_the_model_and_formulas_as_they_are() -> 
         assert row["memory_formula"] == formula.total > row["memory"], "which is without torch.compile"
 
 
+def test_the_ladder_is_climbed_and_a_rung_that_fails_does_not_stop_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_ladder, "WARM_UP_STEPS", 1)
+    monkeypatch.setattr(gpu_ladder, "STEPS_PER_ROUND", 1)
+    broken = gpu_ladder.Rung("broken", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(gpu_ladder, "RUNGS", (broken, *gpu_ladder.RUNGS))
+    config = GPTConfig(vocab_size=500, context_length=32, d_model=32, n_layers=2, n_heads=2)
+    rows = list(gpu_ladder.climb(config, 4, torch.device("cpu"), 1e12, compiled=False))
+    assert rows[0] == {"rung": "broken", "failed": "ZeroDivisionError: division by zero"}
+    assert [row["batch_size"] for row in rows[1:]] == [4, 4, 4, 4, 4, 8]
+    for row in rows[1:]:
+        speed = row["tokens_per_second"]
+        assert 0 < speed["worst"] <= speed["median"] <= speed["best"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_part_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--part gpu needs a GPU"):
-        benchmark.main(benchmark.Config(part="gpu", results=tmp_path / "results"))
+@pytest.mark.parametrize("part", ["gpu", "ladder"])
+def test_without_a_gpu_its_part_is_refused(tmp_path: Path, part: Literal["gpu", "ladder"]) -> None:
+    with pytest.raises(InputError, match=f"--part {part} needs a GPU"):
+        benchmark.main(benchmark.Config(part=part, results=tmp_path / "results"))
     assert not list(tmp_path.iterdir())
