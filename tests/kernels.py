@@ -19,7 +19,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
         nbclient.exceptions.CellExecutionError: if a cell raises.
     """
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, km=_Kernel(path.parent)).execute(cleanup_kc=True)
+    NotebookClient(notebook, km=_Kernel(path.parent), startup_timeout=300).execute(cleanup_kc=True)
     return notebook
 
 

@@ -132,6 +132,8 @@ def join_world(device: str = "auto", *, timeout: float = 600) -> Iterator[World]
             f"({str(error).splitlines()[0]}): is each of them started, and is the port free?"
         ) from error
     try:
-        yield World(chosen, int(os.environ["RANK"]), size)
+        world = World(chosen, int(os.environ["RANK"]), size)
+        yield world
+        world.barrier()  # one that leaves early would break connections that others are still making
     finally:
         dist.destroy_process_group()

@@ -25,6 +25,10 @@ from torch.optim import Optimizer
 from pretraining.engine.parallel import OneProcess, States
 from pretraining.engine.world import World
 
+# PyTorch 2.13 has new names for the two, and warns of the old ones.
+reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class ZeroOne(OneProcess):
     """Optimizer state in parts; weights and gradients whole."""
@@ -131,12 +135,12 @@ class Vector:
     def reduce_gradients(self) -> None:
         """Have the own part hold the sum of all processes' gradients."""
         for part in self.own:
-            dist.reduce_scatter_tensor(part.grad, self.gradients)
+            reduce_scatter(part.grad, self.gradients)
 
     def gather_values(self) -> None:
         """Fetch the parts that others have updated."""
         for part in self.own:
-            dist.all_gather_into_tensor(self.values, part.detach().clone())
+            all_gather(self.values, part.detach().clone())
 
     def forget_gradients(self) -> None:
         """Set the gradients to zero where they are: they must stay views."""
