@@ -220,8 +220,9 @@ def validation_batches(data: BlockDataset, n_blocks: int, size: int) -> Iterator
 
 
 def _how(config: AdvancedConfig, world: World) -> str:
+    compiled = "compiled" if config.compile == "on" else "not compiled"
     together = f", {config.parallel} over {world.size} processes" if world.size > 1 else ""
-    return f"{config.precision} on {world.device}, {'compiled' if config.compile == 'on' else 'not compiled'}{together}"
+    return f"{config.precision} on {world.device}, attention {config.kernel}, {compiled}{together}"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ class AdvancedConfig(Config):
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     """What matrix products are computed in. tf32 is float32 with short mantissas, on NVIDIA GPUs; float16 needs its
     loss scaled, which happens by itself, and is for GPUs that lack bfloat16."""
+    kernel: Literal["auto", "manual", "sdpa", "flex"] = "auto"
+    """How attention is computed; auto takes what is fast for the device and the mask. The result is the same."""
     parallel: Literal["auto", "ddp", "zero1", "fsdp"] = "auto"
     """How several processes share the work: ddp (each holds everything), zero1 (each holds a share of the optimizer's
     state) or fsdp (each holds a share of everything); auto takes ddp if everything fits into each device."""
