@@ -48,11 +48,11 @@ class Callback:
             setattr(self, name, value)
 
 
-class EarlyStopping(Callback):
-    """End the run when the validation loss has not improved for some evaluations.
+class Patience(Callback):
+    """Count evaluations without a new lowest validation loss, and act when there were enough of them.
 
     Args:
-        patience: evaluations in a row without a new lowest loss.
+        patience: how many in a row are enough.
     """
 
     def __init__(self, patience: int) -> None:
@@ -66,39 +66,41 @@ class EarlyStopping(Callback):
         self.best = min(self.best, measures["val_loss"])
         self.waited = 0 if improved else self.waited + 1
         if self.waited >= self.patience:
-            self.stop = f"the validation loss has not improved on {self.best:.4f} for {self.waited} evaluations"
+            self.run_out()
+
+    def run_out(self) -> None:
+        """Do what is to be done after as many evaluations."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the lowest loss, and how long ago it was."""
-        return {"best": self.best, "waited": self.waited}
+        """Return the lowest loss, how long ago it was, and the factor of the learning rate."""
+        return {"best": self.best, "waited": self.waited, "lr_factor": self.lr_factor}
 
 
-class Plateau(Callback):
+class EarlyStopping(Patience):
+    """End the run when the validation loss has not improved for some evaluations."""
+
+    def run_out(self) -> None:
+        """Ask for the end."""
+        self.stop = f"the validation loss has not improved on {self.best:.4f} for {self.waited} evaluations"
+
+
+class Plateau(Patience):
     """Lower the learning rate each time the validation loss has not improved for some evaluations.
 
     Args:
-        patience: evaluations in a row without a new lowest loss.
+        patience: how many in a row; after them, counting begins anew.
         factor: what the learning rate is multiplied by then.
     """
 
     def __init__(self, patience: int, factor: float = 0.5) -> None:
-        self.patience = patience
+        super().__init__(patience)
         self.factor = factor
-        self.best = math.inf
+
+    def run_out(self) -> None:
+        """Lower the rate."""
+        self.lr_factor *= self.factor
         self.waited = 0
-
-    def after_evaluation(self, engine: Engine, measures: dict[str, float]) -> None:
-        """Count evaluations since the best one, or since the last time the rate was lowered."""
-        improved = measures["val_loss"] < self.best
-        self.best = min(self.best, measures["val_loss"])
-        self.waited = 0 if improved else self.waited + 1
-        if self.waited >= self.patience:
-            self.lr_factor *= self.factor
-            self.waited = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the lowest loss, how long ago it was, and the factor."""
-        return {"best": self.best, "waited": self.waited, "lr_factor": self.lr_factor}
 
 
 class SpikeGuard(Callback):

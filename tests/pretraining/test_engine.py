@@ -307,7 +307,10 @@ class TestWhenNumbersGoWrong:
     def test_a_callback_that_was_not_there_before_begins_now(self, tmp_path: Path) -> None:
         run(tmp_path, 4)
         engine = line()
-        run(tmp_path, 8, SpikeGuard(4, skip=True), MovingAverage(engine, lambda: iter([]), 0.9), engine=engine)
+        guard, average = SpikeGuard(4, skip=True), MovingAverage(engine, lambda: iter([]), 0.9)
+        run(tmp_path, 8, guard, average, engine=engine)
+        assert len(guard.norms) == 4  # of the steps since it is there
+        assert 0 < average.average["w"].item() < engine.model.w.item()
 
     def test_a_scaled_loss_falls_until_it_fits(self) -> None:
         engine = line()

@@ -47,8 +47,9 @@ def test_the_message_names_field_range_and_number(name: str, number: float, rang
 
 
 def test_what_is_inside_passes() -> None:
-    Config(steps=1000, size=2, rate=1e-300, share=0.999, seed=2**63 - 1)
-    Config(size=None)
+    config = Config(steps=1000, size=2, rate=1e-300, share=0.999, seed=2**63 - 1)
+    assert (config.steps, config.rate, config.seed) == (1000, 1e-300, 2**63 - 1)
+    assert Config(size=None).size is None
 
 
 @pytest.mark.parametrize(
