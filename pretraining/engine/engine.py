@@ -99,6 +99,8 @@ class Engine:
     ) -> None:
         if settings.precision == "float16" and world.device.type == "cpu":
             raise InputError("float16 needs a GPU: on a CPU give --precision bfloat16 or float32")
+        if settings.parallel == "none" and world.size > 1:
+            raise InputError(f"{world.size} processes would each train a model of their own: give --parallel ddp")
         self.model = model
         self.objective = objective
         self.settings = settings

@@ -343,6 +343,11 @@ class TestWhenNumbersGoWrong:
             line(precision="float16")
 
 
+def test_processes_that_share_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="2 processes would each train a model of their own"):
+        Engine(Line(), SquaredError(), sgd, Settings(), World(torch.device("cpu"), 0, 2))
+
+
 def test_batches_of_any_make_are_cut_and_moved() -> None:
     tensor = torch.arange(6).view(3, 2)
     nested = {"a": (tensor, tensor + 1), "b": tensor}
