@@ -136,6 +136,12 @@ def test_is_committed_with_its_outputs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_shows_the_same_whatever_the_reader_has_trained(path: Path) -> None:
+    """A lesson that took a model from runs/ once broke after `make demo`, whose model is of another kind."""
+    assert not any("../runs" in "".join(cell["source"]) for cell in cells(path, "code"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_is_prose_first(path: Path) -> None:
     code = cells(path, "code")
     assert len(cells(path, "markdown")) >= len(code)
