@@ -1,0 +1,1 @@
+"""The cloud: a GPU workspace, training jobs, serving, and more than one machine."""

@@ -1,0 +1,1 @@
+"""The same training command on several machines, by schedulers that exist."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: a model that has learned to write is taught a task."""

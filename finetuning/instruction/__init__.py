@@ -1,0 +1,1 @@
+"""Following instructions: data, supervised fine-tuning, preferences, reinforcement, evaluation."""

@@ -1,0 +1,1 @@
+"""From raw text of any size to filtered, deduplicated, mixed and shuffled token shards."""
