@@ -9,6 +9,7 @@ adapter.safetensors    with LoRA, the change alone; model.safetensors has it mer
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -124,7 +125,9 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
         InputError: if the directory holds another run.
     """
     check_tokenizer(base.model.config, base.tokenizer, config.out)
-    wanted = {**{k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "fresh"}, **facts}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    del settings["fresh"]
+    wanted = json.loads(json.dumps({**settings, **facts}))
     if base.is_new:
         if config.fresh:
             delete_run(config.out, TUNED_RUN_FILES)
@@ -215,19 +218,9 @@ def fine_tune(
     torch.manual_seed(config.seed)
     if config.lora_rank is not None:
         add_lora(model, config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
-    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
-
-    def default(model: nn.Module) -> list[Optimizer]:
-        return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-
-    engine = Engine(model.to(world.device).train(), objective, make_optimizers or default, settings, world)
+    engine = _make_engine(config, model, objective, make_optimizers, world)
     if not world.is_main:
         torch.manual_seed(config.seed + world.rank)  # each process drops other activations
-    rows = config.micro_batch_size or config.batch_size
-    plan = Plan(steps, min(config.eval_every, steps), config.checkpoint_every, max(1, rows // world.size), log_every=5)
     schedule = warmup_cosine(steps, warmup=max(1, round(config.warmup * steps)), minimum=0.0)
     watching: list[Callback] = [KeepBest(config.out), *callbacks]
     if config.early_stopping is not None:
@@ -236,13 +229,38 @@ def fine_tune(
         trackers = open_trackers((), config.out, vars(config)) if world.is_main else []
         for tracker in trackers:
             stack.callback(tracker.close)
-        finished = fit(engine, batches, validation, schedule, config.out, plan, watching, trackers)
+        finished = fit(
+            engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
+        )
     if finished:
         _finish(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
     return finished
+
+
+def _plan(config: FineTuning, steps: int, world: World) -> Plan:
+    rows = max(1, (config.micro_batch_size or config.batch_size) // world.size)
+    return Plan(steps, min(config.eval_every, steps), config.checkpoint_every, rows, log_every=5)
+
+
+def _make_engine(
+    config: FineTuning,
+    model: nn.Module,
+    objective: Objective,
+    make_optimizers: Callable[[nn.Module], list[Optimizer]] | None,
+    world: World,
+) -> Engine:
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
+    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
+
+    def adamw(model: nn.Module) -> list[Optimizer]:
+        return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+
+    return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
 
 
 def _finish(config: FineTuning, model: nn.Module, world: World) -> None:
