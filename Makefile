@@ -45,7 +45,7 @@ lint: $(DEV)  ## check style and format
 	$(BIN)/ruff format --check .
 
 # What a cell prints is stored in as many parts as it came in; the second command joins them, so that pages compare.
-PAGES := */[0-9]*.ipynb */solutions/[0-9]*.ipynb
+PAGES := $(wildcard [a-z]*/[0-9]*.ipynb [a-z]*/*/[0-9]*.ipynb [a-z]*/*/*/[0-9]*.ipynb)
 notebooks: $(NOTEBOOKS)  ## execute every notebook and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False $(PAGES)
 	$(BIN)/jupyter nbconvert --coalesce-streams $(PAGES)

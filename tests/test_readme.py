@@ -24,10 +24,11 @@ from utils.measuring import markdown_table
 from working_with_text_data.benchmark import figures as tokenizer_figures
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS = [
-    ROOT,
-    *(ROOT / name for name in ("working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining")),
-]
+NAMES = (
+    "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining", "finetuning/instruction",
+    "finetuning/classification", "chat_ui", "deployment",
+)  # fmt: skip
+CHAPTERS = [ROOT, *(ROOT / name for name in NAMES if (ROOT / name / "README.md").exists())]
 
 
 def results(name: str) -> dict[str, Any]:
