@@ -205,26 +205,24 @@ def fine_tune(
     Args:
         config: how.
         model: what, on any device. With `lora_rank`, its layers are changed here.
-        objective: what is learned.
-        batches: from what.
+        objective: what is learned, from `batches`.
+        batches: this process's part of them.
         validation: returns what it is evaluated on, anew each time.
         steps: how long.
-        world: the processes.
-        make_optimizers: what moves it, if not `make_optimizer`.
+        world: on which processes.
+        make_optimizers: what moves it; by default `make_optimizer`.
         callbacks: what else looks on.
     """
     keep_freed_memory()
-    torch.use_deterministic_algorithms(world.device.type == "cpu")  # so that a run can be repeated
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
     torch.manual_seed(config.seed)
     if config.lora_rank is not None:
         add_lora(model, config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
     engine = _make_engine(config, model, objective, make_optimizers, world)
-    if not world.is_main:
-        torch.manual_seed(config.seed + world.rank)  # each process drops other activations
+    torch.manual_seed(config.seed + world.rank)  # each process drops other activations
     schedule = warmup_cosine(steps, warmup=max(1, round(config.warmup * steps)), minimum=0.0)
-    watching: list[Callback] = [KeepBest(config.out), *callbacks]
-    if config.early_stopping is not None:
-        watching.append(EarlyStopping(config.early_stopping))
+    stopping = [] if config.early_stopping is None else [EarlyStopping(config.early_stopping)]
+    watching = [KeepBest(config.out), *callbacks, *stopping]
     with ExitStack() as stack:
         trackers = open_trackers((), config.out, vars(config)) if world.is_main else []
         for tracker in trackers:
@@ -233,7 +231,7 @@ def fine_tune(
             engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
         )
     if finished:
-        _finish(config, model, world)
+        _take_best(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -263,7 +261,7 @@ def _make_engine(
     return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
 
 
-def _finish(config: FineTuning, model: nn.Module, world: World) -> None:
+def _take_best(config: FineTuning, model: nn.Module, world: World) -> None:
     """Take the best weights as the result, with LoRA merged."""
     model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()
