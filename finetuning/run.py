@@ -82,14 +82,23 @@ def load_base(config: FineTuning, world: World) -> Base:
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
+    check_new(config)
+    model, tokenizer = load(config.run, config.pretrained)
+    return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
+
+
+def check_new(config: FineTuning) -> None:
+    """Check that a new run can be made in `out`; nothing is written.
+
+    Raises:
+        InputError: if it is taken by something else, or holds what `fresh` may not delete.
+    """
     if config.fresh:
         check_deletable(config.out, TUNED_RUN_FILES)
         if config.run is not None and config.run.resolve() == config.out.resolve():
             raise InputError(f"--fresh would delete {config.run}, which the run begins with: choose another --out")
     elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
-    model, tokenizer = load(config.run, config.pretrained)
-    return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
 
 
 def add_tokens(base: Base, tokens: Sequence[str]) -> Base:
