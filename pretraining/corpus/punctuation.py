@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - characters that look alike are told apart here
 """Which characters are punctuation, and which of them end a sentence, in any script.
 
 Both sets are those with which FineWeb was made, so that our rules count what datatrove's do. What ends a sentence is

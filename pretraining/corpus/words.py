@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - quotation marks and dashes of all kinds are looked for
 """The words and sentences of a text, and a number for each stretch of words, by which stretches are compared.
 
 Filters count words, and look for phrases that come again. What stands between two spaces is taken apart by rules
@@ -29,10 +30,17 @@ _INNER = re.compile(
 )
 _CONTRACTION = re.compile(r"([a-z]+?)(n['’]t|['’](?:m|re|ve|ll|d))", re.IGNORECASE)
 _WHOLE = frozenset(
-    "e.g. i.e. a.m. p.m. vs. v.s. mr. mrs. ms. dr. st. jr. sr. prof. gen. rep. sen. gov. inc. co. corp. ltd. bros. "
-    "jan. feb. mar. apr. jun. jul. aug. sep. sept. oct. nov. dec. mt. ph.d. ".split()
-).union(f"{letter}." for letter in "abcdefghijklmnopqrstuvwxyz")
-_ADDRESS = re.compile(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.]+|[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|gov|edu)(?:/\S*)?")
+    f"{word}."
+    for word in (
+        *"abcdefghijklmnopqrstuvwxyz",
+        *("e.g", "i.e", "a.m", "p.m", "vs", "v.s", "ph.d", "mr", "mrs", "ms", "dr", "st", "mt", "jr", "sr", "prof"),
+        *("gen", "rep", "sen", "gov", "inc", "co", "corp", "ltd", "bros", "jan", "feb", "mar", "apr", "jun", "jul"),
+        *("aug", "sep", "sept", "oct", "nov", "dec"),
+    )
+)
+_ADDRESS = re.compile(
+    r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.[\w.]+|[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|gov|edu)(?:/\S*)?"
+)
 _MOST_KEPT = 200_000  # stretches between spaces
 _LONGEST_KEPT = 40  # characters
 
