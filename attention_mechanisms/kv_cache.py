@@ -50,6 +50,7 @@ class LayerCache:
         self.buffers = [
             torch.zeros(batch_size, n_heads, max_length, head_dim, dtype=dtype, device=device) for head_dim in head_dims
         ]
+        self.looks_at_all = False  # at empty slots too, which the mask hides: products of one shape, whatever is stored
         # on the CPU, so that reading them never waits for a GPU
         self._lengths_B = torch.zeros(batch_size, dtype=torch.long, device="cpu")
 
@@ -102,7 +103,8 @@ class LayerCache:
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
                 buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
         self._lengths_B += T
-        return [buffer[:, :, :longest] for buffer in self.buffers], mask
+        seen = self.buffers[0].shape[2] if self.looks_at_all else longest
+        return [buffer[:, :, :seen] for buffer in self.buffers], mask
 
     def slots(self, positions_T: Tensor) -> Tensor:
         """Return the slot of `buffers` for the token at each position, in rows without padding."""
