@@ -6,6 +6,7 @@ asked for, and the documentation of its interface.
 """
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -68,13 +69,15 @@ def secret(path: Path) -> str:
 
 def load() -> None:
     """Import Chainlit, without the warnings of the libraries that it brings along, and put our words into its pages."""
+    logging.disable(logging.INFO)  # each file that Chainlit makes
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import chainlit.server
         from chainlit.config import config_translation_dir
         from chainlit.logger import logger
+    logging.disable(logging.NOTSET)
+    logger.setLevel(logging.WARNING)
 
-    logger.setLevel("WARNING")
     place = Path(config_translation_dir) / "en-US.json"
     translation = json.loads((Path(chainlit.__file__).parent / "translations" / place.name).read_text("utf-8"))
     for path, text in WORDS.items():
