@@ -24,7 +24,8 @@ from chat_ui.engine.events import (
     Usage,
 )
 from chat_ui.engine.models import Loaded, ModelInfo, Models
-from chat_ui.engine.service import Answer, Options, Service, Status
+from chat_ui.engine.options import Options
+from chat_ui.engine.service import Answer, Service, Status
 
 __all__ = [
     "Answer",

@@ -35,13 +35,13 @@ class Request:
     """What to continue. A tuned model reads a conversation in its template; a base model reads its turns as one text.
     Of a conversation that does not fit into the context, the oldest turns are left out."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How. Choice i of n draws with seed + i. Without stop tokens of its own, those of the template, or <|endoftext|>."""
+    """How. Choice i of n draws with seed + i. By default the stop tokens are the template's, or <|endoftext|>."""
     n: Annotated[int, Range(1, MOST_CHOICES)] = 1
     """Texts to write."""
     logprobs: Annotated[int, Range(0, MOST_LOGPROBS)] | None = None
     """Report the logarithm of each token's probability, and those of this many likeliest tokens; None: do not."""
     time_limit: Annotated[float, Range(0, 86_400, open_below=True)] | None = None
-    """Seconds from the first token to the last, after which the text ends with "length"; None: the service's own."""
+    """Seconds that reading and writing may take, after which the texts end with "length"; None: the service's limit."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
