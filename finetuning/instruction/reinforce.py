@@ -145,7 +145,9 @@ def train(config: Config, base: Base, world: World) -> dict[str, float] | None:
 
     show_sums(rollouts, config.supervised_steps, config.seed, world)
     before = measure(model)["exact"]
-    log.info("after %s supervised steps: %.0f%% of the likeliest answers are right", config.supervised_steps, 100 * before)
+    log.info(
+        "after %s supervised steps: %.0f%% of the likeliest answers are right", config.supervised_steps, 100 * before
+    )
     finished = fine_tune(
         config.fine_tuning(), model, PolicyGradient(measure), rollouts, list, config.steps, world,
         callbacks=[LogReward(rollouts)],
@@ -167,7 +169,11 @@ def show_sums(rollouts: Rollouts, steps: int, seed: int, world: World) -> None:
     ids_QT = torch.tensor([ids + [rollouts.end] * (length - len(ids)) for ids in encoded], device=world.device)
     targets_QT = answer_targets(ids_QT, len(PROMPTS[0]), rollouts.end)
     engine = Engine(
-        rollouts.model.train(), NextToken(), partial(make_optimizer, lr=SUPERVISED_LR, weight_decay=0.0), Settings(), world
+        rollouts.model.train(),
+        NextToken(),
+        partial(make_optimizer, lr=SUPERVISED_LR, weight_decay=0.0),
+        Settings(),
+        world,
     )
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):

@@ -33,7 +33,7 @@ from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.locks import alone
 from utils.outputs import check_writable
-from utils.ranges import Range
+from utils.ranges import Count, Range
 from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class Config(FineTuning):
     the questions and answers that come with this project."""
     held_out: Annotated[float, Range(0, 0.5, open_below=True)] = 0.05
     """Share of --data that is kept for validation; what comes with the project is divided already."""
+    examples: Count | None = None
+    """Learn from so many of the conversations only; by default from all."""
     template: Literal["chatml", "alpaca"] = "chatml"
     """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them."""
     row_length: Tokens | None = None
@@ -136,6 +138,8 @@ def make_rows(
         InputError: if the data cannot be read, or nothing of it is left.
     """
     conversations = conversations_of(config, split)
+    if split == "train":
+        conversations = conversations[: config.examples]
     fitted = fit_into((template.encode(each, tokenizer) for each in conversations), length)
     where = config.data or "the project's own questions"
     if not fitted.kept:
