@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretraining.corpus.words import Phrases
+from pretraining.corpus.words import Phrases, mixed
 from utils.files import InputError
 
 SHINGLE = 5  # words
@@ -41,7 +41,7 @@ def exact_key(text: str) -> bytes:
 
 def shingles(words: Sequence[str]) -> np.ndarray:
     """Return a number for each phrase of five words; a shorter text is one phrase, and one without words has none."""
-    return Phrases(words, separator=" ").hashes(min(SHINGLE, max(len(words), 1)))
+    return mixed(Phrases(words, separator=" ").hashes(min(SHINGLE, max(len(words), 1))))
 
 
 def band_keys(documents: Sequence[np.ndarray]) -> np.ndarray:

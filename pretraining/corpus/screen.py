@@ -19,10 +19,9 @@ from pretraining.corpus.rules import c4, fineweb, gopher_quality
 from pretraining.corpus.words import plain_words, split_words
 from utils.files import InputError
 
-LANGUAGE_SAMPLE = 1000  # characters from the middle of a document
+LANGUAGE_SAMPLE = 250  # characters from the middle of a document
 EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
-_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-IP_ADDRESS = re.compile(rf"(?<![\d.])(?:{_OCTET}\.){{3}}{_OCTET}(?![\d.])")
+FOUR_NUMBERS = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}")  # begins with a digit, which is quick to look for
 EMAIL_INSTEAD = "email@example.com"
 IP_INSTEAD = "192.0.2.1"  # an address that belongs to nobody: RFC 5737
 
@@ -97,9 +96,15 @@ class Screen:
             if reason := gopher_repetition(text, words) or gopher_quality(text, words):
                 return reason, text
             reason, text = c4(text, only_whole_sentences=False)
-            if reason := reason or fineweb(text, split_words(text)):
+            if reason := reason or _fineweb(text):
                 return reason, text
         return "", text
+
+
+def _fineweb(text: str) -> str | None:
+    """Return what `fineweb` does, finding words only where what stands between spaces would be too few of them."""
+    reason = fineweb(text, text.split())
+    return fineweb(text, split_words(text)) if reason == "list_ratio" else reason
 
 
 def language_of(text: str) -> str:
@@ -125,5 +130,17 @@ def without_addresses(text: str) -> tuple[str, int]:
     n_emails = n_ips = 0
     if "@" in text:
         text, n_emails = EMAIL.subn(EMAIL_INSTEAD, text)
-    text, n_ips = IP_ADDRESS.subn(IP_INSTEAD, text)
+
+    def replace(found: re.Match[str]) -> str:
+        nonlocal n_ips
+        before = text[found.start() - 1 : found.start()]
+        after = text[found.end() : found.end() + 2].rstrip()
+        if before.isdigit() or before == "." or after[:1].isdigit() or (after[:1] == "." and after[1:].isdigit()):
+            return found[0]  # of a longer number, such as a version's
+        if any(int(number) > 255 for number in found[0].split(".")):
+            return found[0]
+        n_ips += 1
+        return IP_INSTEAD
+
+    text = FOUR_NUMBERS.sub(replace, text)
     return text, n_emails + n_ips

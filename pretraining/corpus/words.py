@@ -138,45 +138,49 @@ def count_sentences(text: str) -> int:
     return len(ends) + bool(rest.strip())
 
 
+def lengths_of(words: Sequence[str]) -> np.ndarray:
+    """Return the characters of each word, int64."""
+    return np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+
+
 class Phrases:
     """The hashes of all phrases of a text.
 
     Args:
         words: the text's words, in order, without lone surrogates.
         separator: what stands between them. Without one, "ab c" and "a bc" are the same phrase.
+        lengths: of the words, if they are known.
     """
 
-    def __init__(self, words: Sequence[str], separator: str = "") -> None:
-        self.lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+    def __init__(self, words: Sequence[str], separator: str = "", lengths: np.ndarray | None = None) -> None:
+        self.lengths = lengths_of(words) if lengths is None else lengths
         """Characters of each word."""
         self._ends = np.cumsum(self.lengths + len(separator)) - len(separator)
         self._starts = self._ends - self.lengths
-        characters = np.frombuffer(separator.join(words).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        characters = np.frombuffer(separator.join(words).encode("utf-32-le"), dtype=np.uint32)
         _reach(len(characters))
-        self._sums = np.zeros(len(characters) + 1, dtype=np.uint64)
-        np.cumsum((characters + np.uint64(1)) * _powers[: len(characters)], out=self._sums[1:])
+        sums = np.zeros(len(characters) + 1, dtype=np.uint64)
+        np.cumsum((characters + np.uint64(1)) * _powers[: len(characters)], out=sums[1:])
+        self._sums_before = sums[self._starts]
+        self._sums_after = sums[self._ends]
+        self._shifts = _inverses[self._starts]
 
     def hashes(self, n: int) -> np.ndarray:
-        """Return a uint64 for each of the phrases of n words, in order; none if there are fewer words."""
-        if len(self.lengths) < n:
-            return np.empty(0, dtype=np.uint64)
-        starts, ends = self._bounds(n)
-        return _mixed((self._sums[ends] - self._sums[starts]) * _inverses[starts])
+        """Return a uint64 for each of the phrases of n words, in order; none if there are fewer words.
+
+        Only as a whole does it tell phrases apart: its lowest bits depend on little.
+        """
+        count = max(len(self.lengths) - n + 1, 0)
+        return (self._sums_after[n - 1 :] - self._sums_before[:count]) * self._shifts[:count]
 
     def sizes(self, n: int) -> np.ndarray:
         """Return the characters of each phrase of n words, separators counted."""
-        if len(self.lengths) < n:
-            return np.empty(0, dtype=np.int64)
-        starts, ends = self._bounds(n)
-        return ends - starts
-
-    def _bounds(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._starts[: len(self._starts) - n + 1], self._ends[n - 1 :]
+        return self._ends[n - 1 :] - self._starts[: max(len(self.lengths) - n + 1, 0)]
 
 
-def _mixed(hashes: np.ndarray) -> np.ndarray:
-    """Spread what differs between hashes over all of their bits; as they are, the lowest depend on little."""
-    hashes ^= hashes >> np.uint64(32)
+def mixed(hashes: np.ndarray) -> np.ndarray:
+    """Return hashes in which what differs is spread over all bits, as random numbers."""
+    hashes = hashes ^ (hashes >> np.uint64(32))
     hashes *= np.uint64(0xD6E8_FEB8_6659_FD93)
     hashes ^= hashes >> np.uint64(32)
     return hashes
