@@ -148,6 +148,7 @@ class Batch:
         text.window = text.ids[-model.config.context_length :]
         self.reading.append(text)
 
+    @torch.inference_mode()
     def remove(self, text: Text) -> None:
         """Forget a text that has ended, or is to end now; what was read of it may be reused."""
         if text in self.writing:
@@ -207,7 +208,8 @@ class Batch:
         done = self._desk.lengths[0]
         if not done and self.prefixes is not None:
             done = self._reuse(text)
-        part = text.window[done : done + budget]
+        size = self.chunk if self.exact else budget  # where a prompt is cut must not depend on the one before it
+        part = text.window[done : done + size]
         ids_1T = torch.tensor([part], device=device_of(self.loaded.model))
         logits_11V, _ = self.loaded.model(ids_1T, mask=None, cache=self._desk, last_only=True)
         if done + len(part) < len(text.window):

@@ -168,25 +168,20 @@ class Lane:
         self._say_finished(choice, now, stored.reason, cached=True)
 
     def step(self, clock: Callable[[], float]) -> None:
-        """Let the model write one token of each text; a failure ends all of them.
+        """Let the model write one token of each text.
 
         Args:
             clock: tells the time.
         """
         if self.batch is None or self.batch.is_idle:
             return
-        try:
-            written = self.batch.step()
-        except Exception as error:  # whatever it is, it must end neither the thread nor the other models
-            log.exception("%s failed", self.name)
-            self.fail(clock(), describe(error) or type(error).__name__)
-            return
+        written = self.batch.step()
         now = clock()
         for event in written:
             self._tell(event, now)
 
     def fail(self, now: float, error: str) -> None:
-        """End all running texts, after a failure of the model, and forget the batch."""
+        """End all running texts, after a failure of the model, and forget the batch. Those who wait get a new one."""
         self.breaker.failed(now)
         self.batch = None
         for choice in list(self._running.values()):

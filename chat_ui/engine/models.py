@@ -20,7 +20,7 @@ from gpt_model import run_directory
 from gpt_model.config import GPTConfig
 from gpt_model.costs import weight_bytes
 from gpt_model.fast.decoder import FastDecoder
-from gpt_model.generation import END_OF_TEXT
+from gpt_model.generation import END_OF_TEXT, LanguageModel
 from utils.files import InputError
 from utils.gpt2_download import ModelManager
 from utils.hardware import pick_device
@@ -81,14 +81,14 @@ class Loaded:
     """A model in memory."""
 
     info: ModelInfo
-    model: FastDecoder
+    model: LanguageModel
     tokenizer: Tokenizer
     template: Template | None
     stop_tokens: tuple[int, ...]
     """Those that end its texts."""
 
     @classmethod
-    def of(cls, info: ModelInfo, model: FastDecoder, tokenizer: Tokenizer) -> "Loaded":
+    def of(cls, info: ModelInfo, model: LanguageModel, tokenizer: Tokenizer) -> "Loaded":
         """Return a model with what follows from its template.
 
         Raises:
