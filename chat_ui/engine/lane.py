@@ -229,9 +229,8 @@ class Lane:
             elif written.text.error is None:
                 self.breaker.succeeded()
             error = written.text.error
-            self._finish(
-                choice, now, written.ended, error, is_invalid=error is not None and not written.text.is_models_fault
-            )
+            is_invalid = error is not None and not written.text.is_models_fault
+            self._finish(choice, now, written.ended, error, is_invalid=is_invalid)
 
     def _say_piece(self, choice: Choice, piece: str) -> None:
         tokens = tuple(choice.held)

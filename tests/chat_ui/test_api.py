@@ -213,11 +213,14 @@ class TestChat:
         assert second.usage.prompt_tokens_details.cached_tokens >= answer.usage.prompt_tokens
 
     def test_helpers_of_the_client_understand_the_stream(self, served: Served) -> None:
+        messages: Any = [{"role": "user", "content": "it was"}]
+        whole = served.client.chat.completions.create(model="tuned", messages=messages, max_tokens=9, temperature=0)
+        text = whole.choices[0].message.content
         with served.client.chat.completions.stream(
-            model="tuned", messages=[{"role": "user", "content": "it was"}], max_tokens=5, seed=0
+            model="tuned", messages=messages, max_tokens=9, temperature=0, stop=text[4:6]
         ) as stream:
-            final = stream.get_final_completion()
-        assert final.choices[0].message.content
+            final = stream.get_final_completion()  # raises an error for an answer that ended by its length
+        assert final.choices[0].message.content == text[: text.index(text[4:6])]
 
     def test_who_spoke_last(self, served: Served) -> None:
         messages: Any = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
