@@ -3,12 +3,13 @@
 A script loads its base (`load_base`), makes its examples, and hands both with its objective to `fine_tune`, which
 writes a run directory like pretraining's: everything that reads those reads these. Two files are new:
 
-best.safetensors       the weights that had the lowest validation loss; model.safetensors is these, once the run is over
+best.safetensors       the weights that had the lowest validation loss: the result, if that is what is to be kept
 adapter.safetensors    with LoRA, the change alone; model.safetensors has it merged
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -81,14 +82,23 @@ def load_base(config: FineTuning, world: World) -> Base:
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
+    check_new(config)
+    model, tokenizer = load(config.run, config.pretrained)
+    return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
+
+
+def check_new(config: FineTuning) -> None:
+    """Check that a new run can be made in `out`; nothing is written.
+
+    Raises:
+        InputError: if it is taken by something else, or holds what `fresh` may not delete.
+    """
     if config.fresh:
         check_deletable(config.out, TUNED_RUN_FILES)
         if config.run is not None and config.run.resolve() == config.out.resolve():
             raise InputError(f"--fresh would delete {config.run}, which the run begins with: choose another --out")
     elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
-    model, tokenizer = load(config.run, config.pretrained)
-    return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
 
 
 def add_tokens(base: Base, tokens: Sequence[str]) -> Base:
@@ -124,7 +134,9 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
         InputError: if the directory holds another run.
     """
     check_tokenizer(base.model.config, base.tokenizer, config.out)
-    wanted = {**{k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k != "fresh"}, **facts}
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    del settings["fresh"]
+    wanted = json.loads(json.dumps({**settings, **facts}))
     if base.is_new:
         if config.fresh:
             delete_run(config.out, TUNED_RUN_FILES)
@@ -197,57 +209,71 @@ def fine_tune(
 ) -> bool:
     """Train a model into the run directory that `open_run` made; return False if it was stopped before its end.
 
-    At the end, `model` and model.safetensors hold the weights that had the lowest validation loss, LoRA merged.
+    At the end, `model` and model.safetensors hold the result, the best weights or the last, with LoRA merged.
 
     Args:
         config: how.
         model: what, on any device. With `lora_rank`, its layers are changed here.
-        objective: what is learned.
-        batches: from what.
+        objective: what is learned, from `batches`.
+        batches: this process's part of them.
         validation: returns what it is evaluated on, anew each time.
         steps: how long.
-        world: the processes.
-        make_optimizers: what moves it, if not `make_optimizer`.
+        world: on which processes.
+        make_optimizers: what moves it; by default `make_optimizer`.
         callbacks: what else looks on.
     """
     keep_freed_memory()
-    torch.use_deterministic_algorithms(world.device.type == "cpu")  # so that a run can be repeated
+    torch.use_deterministic_algorithms(world.device.type == "cpu")
     torch.manual_seed(config.seed)
     if config.lora_rank is not None:
         add_lora(model, config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
-    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
-
-    def default(model: nn.Module) -> list[Optimizer]:
-        return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
-
-    engine = Engine(model.to(world.device).train(), objective, make_optimizers or default, settings, world)
-    if not world.is_main:
-        torch.manual_seed(config.seed + world.rank)  # each process drops other activations
-    rows = config.micro_batch_size or config.batch_size
-    plan = Plan(steps, min(config.eval_every, steps), config.checkpoint_every, max(1, rows // world.size), log_every=5)
+    engine = _make_engine(config, model, objective, make_optimizers, world)
+    torch.manual_seed(config.seed + world.rank)  # each process drops other activations
     schedule = warmup_cosine(steps, warmup=max(1, round(config.warmup * steps)), minimum=0.0)
-    watching: list[Callback] = [KeepBest(config.out), *callbacks]
-    if config.early_stopping is not None:
-        watching.append(EarlyStopping(config.early_stopping))
+    stopping = [] if config.early_stopping is None else [EarlyStopping(config.early_stopping)]
+    watching = [KeepBest(config.out), *callbacks, *stopping]
     with ExitStack() as stack:
         trackers = open_trackers((), config.out, vars(config)) if world.is_main else []
         for tracker in trackers:
             stack.callback(tracker.close)
-        finished = fit(engine, batches, validation, schedule, config.out, plan, watching, trackers)
+        finished = fit(
+            engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
+        )
     if finished:
-        _finish(config, model, world)
+        _take_result(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
     return finished
 
 
-def _finish(config: FineTuning, model: nn.Module, world: World) -> None:
-    """Take the best weights as the result, with LoRA merged."""
-    model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
+def _plan(config: FineTuning, steps: int, world: World) -> Plan:
+    rows = max(1, (config.micro_batch_size or config.batch_size) // world.size)
+    return Plan(steps, min(config.eval_every, steps), config.checkpoint_every, rows, log_every=5)
+
+
+def _make_engine(
+    config: FineTuning,
+    model: nn.Module,
+    objective: Objective,
+    make_optimizers: Callable[[nn.Module], list[Optimizer]] | None,
+    world: World,
+) -> Engine:
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
+    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
+
+    def adamw(model: nn.Module) -> list[Optimizer]:
+        return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
+
+    return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
+
+
+def _take_result(config: FineTuning, model: nn.Module, world: World) -> None:
+    """Take the best weights, or the last, as the result, with LoRA merged."""
+    if config.keep == "best":
+        model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()
     if world.is_main and config.lora_rank is not None:
         save_adapter(model, config.out / ADAPTER)
