@@ -3,7 +3,7 @@
 A script loads its base (`load_base`), makes its examples, and hands both with its objective to `fine_tune`, which
 writes a run directory like pretraining's: everything that reads those reads these. Two files are new:
 
-best.safetensors       the weights that had the lowest validation loss; model.safetensors is these, once the run is over
+best.safetensors       the weights that had the lowest validation loss: the result, if that is what is to be kept
 adapter.safetensors    with LoRA, the change alone; model.safetensors has it merged
 """
 
@@ -209,7 +209,7 @@ def fine_tune(
 ) -> bool:
     """Train a model into the run directory that `open_run` made; return False if it was stopped before its end.
 
-    At the end, `model` and model.safetensors hold the weights that had the lowest validation loss, LoRA merged.
+    At the end, `model` and model.safetensors hold the result, the best weights or the last, with LoRA merged.
 
     Args:
         config: how.
@@ -240,7 +240,7 @@ def fine_tune(
             engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
         )
     if finished:
-        _take_best(config, model, world)
+        _take_result(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -270,9 +270,10 @@ def _make_engine(
     return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
 
 
-def _take_best(config: FineTuning, model: nn.Module, world: World) -> None:
-    """Take the best weights as the result, with LoRA merged."""
-    model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
+def _take_result(config: FineTuning, model: nn.Module, world: World) -> None:
+    """Take the best weights, or the last, as the result, with LoRA merged."""
+    if config.keep == "best":
+        model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()
     if world.is_main and config.lora_rank is not None:
         save_adapter(model, config.out / ADAPTER)

@@ -103,8 +103,8 @@ def untrained(config: Config) -> Path:
 def learned(config: Config, base: Path, run: Path, examples: int) -> bool:
     """Train a run to its end; return False if it was stopped before."""
     settings = replace(
-        train.PRESETS["demo"], run=base, out=run, examples=examples, epochs=config.epochs, early_stopping=None, ask=(),
-        eval_every=10, precision="float32", device="cpu",
+        train.PRESETS["demo"], run=base, out=run, examples=examples, epochs=config.epochs, ask=(), eval_every=10,
+        precision="float32", device="cpu",
     )  # fmt: skip
     return train.main(settings)
 
@@ -122,6 +122,7 @@ def graded(run: Path) -> dict[str, Any]:
     soon = next(step for step, loss in losses.items() if first - loss >= MOST_OF_THE_GAIN * (first - best))
     return {
         "val_loss": best,
+        "last_val_loss": losses[max(losses)],
         "steps": max(losses),
         "steps_to_best": min(losses, key=losses.__getitem__),
         "steps_to_most": soon,
