@@ -12,7 +12,7 @@ So a kill at any moment leaves whole shards, at most one of them uncounted, whic
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,11 +126,13 @@ class ResumableFolder:
     Args:
         target: the folder to be; its parent is made if missing.
         settings: what decides the result, by the name a user knows it under.
+        ours: what the finished folder holds, as names that `utils.outputs` understands.
     """
 
-    def __init__(self, target: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, target: Path, settings: dict[str, Any], ours: Sequence[str] = OURS) -> None:
         self.target = target
         self.settings = settings
+        self.ours = ours
         self.folder = target.with_name(f".{target.name}.unfinished")
         self.data = self.folder / "data"
         self.positions = {split: Position() for split in SPLITS}
@@ -148,7 +150,7 @@ class ResumableFolder:
             self._replaced.rename(self.target)  # killed before the new folder came in its place
         if self.folder.exists() and not (self.data.exists() and self._progress.exists()):
             self._discard()  # killed after it did, or before the first shard counted
-        check_output_folder(self.target, OURS, overwrite=overwrite)
+        check_output_folder(self.target, self.ours, overwrite=overwrite)
         for path in self.folder.rglob(".*.tmp"):
             path.unlink()  # killed while it was written
         if self._progress.exists():
@@ -185,7 +187,7 @@ class ResumableFolder:
         Raises:
             InputError: if somebody has put something into the target meanwhile; the work is kept.
         """
-        check_output_folder(self.target, OURS, overwrite=True)
+        check_output_folder(self.target, self.ours, overwrite=True)
         if self.target.exists():
             self.target.rename(self._replaced)
         self.data.rename(self.target)
@@ -195,7 +197,7 @@ class ResumableFolder:
     def _discard(self) -> None:
         """Delete the work so far, or what is left of it; the progress first, which counts the other files."""
         self._progress.unlink(missing_ok=True)
-        inside = [f"{part.name}/{name}" for part in (self.data, self._replaced) for name in OURS]
+        inside = [f"{part.name}/{name}" for part in (self.data, self._replaced) for name in self.ours]
         delete_ours(self.folder, [*inside, self._progress.name])
 
     def _n_shards(self) -> int:

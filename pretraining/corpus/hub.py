@@ -1,0 +1,63 @@
+"""Data sets on the Hugging Face Hub, streamed: no more than is read comes over the network, and nothing is stored.
+
+`datasets` streams; but its streaming shuffle loses or doubles examples when work goes on after an interruption
+(https://github.com/huggingface/datasets/issues/7901), so the files are read in order, one after another. Where work is
+interrupted, the file and the row say where it goes on. The documents are shuffled when the shards are written.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pretraining.corpus.documents import URL_FIELDS, Place, Row
+from utils.files import InputError
+
+SMOLLM = "hub:HuggingFaceTB/smollm-corpus"
+KNOWN = {
+    "web": f"{SMOLLM}:fineweb-edu-dedup",
+    "textbooks": f"{SMOLLM}:cosmopedia-v2",
+    "code": f"{SMOLLM}:python-edu",
+}
+
+
+def parse_hub(place: str) -> tuple[str, str]:
+    """Return the repository and the configuration that `hub:OWNER/NAME:CONFIG` names; the latter may be left out.
+
+    >>> parse_hub("hub:HuggingFaceTB/smollm-corpus:cosmopedia-v2")
+    ('HuggingFaceTB/smollm-corpus', 'cosmopedia-v2')
+    """
+    repository, _, configuration = place.removeprefix("hub:").partition(":")
+    if not repository or repository.count("/") > 1:
+        raise InputError(f"a data set on the Hub is named as hub:OWNER/NAME:CONFIG, got {place!r}")
+    return repository, configuration
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set on the Hub, its training split."""
+
+    name: str
+    repository: str
+    configuration: str = ""
+
+    def identity(self) -> Any:
+        """Return repository, configuration, and the number of its files."""
+        return [self.repository, self.configuration, self._stream.num_shards]
+
+    def rows(self, start: Place) -> Iterator[tuple[Place, Row]]:
+        """Yield all rows from a place on."""
+        columns = [name for name in ("text", *URL_FIELDS) if name in (self._stream.column_names or ["text"])]
+        for number in range(start.shard, self._stream.num_shards):
+            first = start.row if number == start.shard else 0
+            shard = self._stream.select_columns(columns).shard(self._stream.num_shards, number)
+            for row, content in enumerate(shard.skip(first), start=first + 1):
+                yield Place(number, row), Row(content, f"{self.repository}, file {number:,}, row {row:,}")
+
+    @cached_property
+    def _stream(self) -> Any:
+        try:
+            from datasets import load_dataset  # here only: it takes long to import
+        except ImportError as error:
+            raise InputError("reading from the Hub needs datasets: pip install datasets") from error
+        return load_dataset(self.repository, self.configuration or None, split="train", streaming=True)
