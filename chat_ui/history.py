@@ -251,7 +251,9 @@ class History:
                 return
             query = self._insert(STEPS).values(row)
             same_thread = STEPS.c.thread_id == step["threadId"]
-            await connection.execute(query.on_conflict_do_update(["id"], set_=changed, where=same_thread))
+            await connection.execute(
+                query.on_conflict_do_update(index_elements=["id"], set_=changed, where=same_thread)
+            )
             await connection.execute(update(THREADS).where(THREADS.c.id == step["threadId"]).values(updated_at=now()))
 
     @_in_thread
@@ -289,7 +291,7 @@ class History:
             query = self._insert(ELEMENTS).values(row)
             same_thread = ELEMENTS.c.thread_id == row["thread_id"]
             await connection.execute(
-                query.on_conflict_do_update(["id"], set_={"props": row["props"]}, where=same_thread)
+                query.on_conflict_do_update(index_elements=["id"], set_={"props": row["props"]}, where=same_thread)
             )
 
     async def create_element(self, element: Element) -> None:

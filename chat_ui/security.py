@@ -67,9 +67,7 @@ class Security:
         requests_per_minute: from one address, without what never changes.
     """
 
-    def __init__(
-        self, app: ASGIApp, logins: Logins, origins: tuple[str, ...], requests_per_minute: int
-    ) -> None:
+    def __init__(self, app: ASGIApp, logins: Logins, origins: tuple[str, ...], requests_per_minute: int) -> None:
         self.app = app
         self.logins = logins
         self.origins = origins

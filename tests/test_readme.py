@@ -253,6 +253,8 @@ ELSEWHERE = {
     "make chat-model": "test_train.py: the command in it, with a smaller run",
     "make chat": "tests/chat_ui: the command in it",
     "python -m finetuning.instruction.train": "test_train.py",
+    "python -m finetuning.instruction.experiments": "test_experiments.py",
+    "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "make lint": "test_layering.py::test_style runs the same",
     "make notebook": "test_make_lists_its_targets: it opens a browser",
     "make notebooks": "test_notebooks.py runs the same",

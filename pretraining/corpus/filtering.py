@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pretraining.corpus.documents import Batch, Place, Source, batches, parse
-from pretraining.corpus.near_duplicates import N_BANDS, band_keys, exact_key
+from pretraining.corpus.near_duplicates import N_BANDS, band_keys
 from pretraining.corpus.screen import Screen
 from utils.files import InputError, printable, read_json, write_atomically
 from working_with_text_data.minbpe.fast.processes import map_in_order, worker_pool
@@ -120,7 +120,7 @@ def judge(batch: Batch, screen: Screen, keep_rejected: bool = False) -> Judged:
             continue
         kept.append(_line({"text": verdict.text}))
         shingles.append(verdict.shingles)
-        exact.append(exact_key(verdict.text))
+        exact.append(verdict.key)
         surprise.append(verdict.surprise)
         sizes.append(len(verdict.text.encode("utf-8")))
         counts.n_replaced += verdict.n_replaced

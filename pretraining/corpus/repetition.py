@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretraining.corpus.rules import repeated
-from pretraining.corpus.words import Phrases, lengths_of
+from pretraining.corpus.words import Phrases
 
 TOP_PHRASES = ((2, 0.20), (3, 0.18), (4, 0.16))  # words; the most characters in the commonest such phrase, as a share
 REPEATED_PHRASES = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))  # in all phrases said before
@@ -28,14 +28,12 @@ def gopher_repetition(text: str, words: Sequence[str]) -> str | None:
             return f"dup_{name}_frac"
         if n_characters / len(text) > 0.2:
             return f"dup_{name}_char_frac"
-    lengths = lengths_of(words)
-    phrases = Phrases(words, " ", lengths)
+    phrases = Phrases(words)
     count = len(words)
     for n, share in TOP_PHRASES:
         n_characters, count = top_characters(phrases, n, share * len(text), count)
         if n_characters / len(text) > share:
             return f"top_{n}_gram"
-    phrases = Phrases(words, "", lengths)
     for n, share in REPEATED_PHRASES:
         if repeated_characters(phrases, n, share * len(text)) / len(text) > share:
             return f"duplicated_{n}_n_grams"
@@ -48,15 +46,15 @@ def top_characters(phrases: Phrases, n: int, most: float = 0, most_common: int =
     Of equally common phrases the first counts. Where they surely take no more than `most`, 0 stands for that.
 
     Args:
-        phrases: of the text, with separators.
+        phrases: of the text.
         n: words.
         most: characters that are of no interest.
         most_common: a bound on how often the commonest shorter phrase comes; no longer one comes more often.
     """
-    sizes = phrases.sizes(n)
+    sizes = phrases.sizes(n) + n - 1  # with the spaces between the words
     if not len(sizes) or most_common * int(sizes.max()) <= most:
         return 0, most_common
-    hashes = phrases.hashes(n)
+    hashes = phrases.hashes_word_by_word(n)
     if (bound := int(_runs(_halves(hashes))[1].max())) * int(sizes.max()) <= most:
         return 0, bound
     in_order = np.sort(hashes)

@@ -47,8 +47,8 @@ _LONGEST_KEPT = 40  # characters
 SENTENCE_END = re.compile(r"(?:(?<![A-Z])|(?<=[A-Z]{2}))[.!?…]+[\"'”’)\]]*(?=\s|$)")
 PLAIN_WORD = re.compile(r"\w+")
 BASE = 0x9E37_79B9_7F4A_7C15  # odd; its inverse below
-MASK = 2**64 - 1
 INVERSE = pow(BASE, -1, 2**64)
+_SPREAD = np.uint64(0xD6E8_FEB8_6659_FD93)  # odd, and unlike the powers of BASE
 
 _powers = np.ones(1, dtype=np.uint64)
 _inverses = np.ones(1, dtype=np.uint64)
@@ -67,7 +67,13 @@ class _Known(dict[str, tuple[str, ...]]):
     """The words in what stands between two spaces, found out once."""
 
     def __missing__(self, stretch: str) -> tuple[str, ...]:
-        words = (stretch,) if stretch.isalpha() else tuple(_take_apart(stretch))
+        body, mark = stretch[:-1], stretch[-1:]
+        if stretch.isalpha():
+            words: tuple[str, ...] = (stretch,)
+        elif body.isalpha() and (mark in ",;:!?" or (mark == "." and _ends_sentence(stretch))):
+            words = (body, mark)  # as the rules would have it, sooner
+        else:
+            words = tuple(_take_apart(stretch))
         if len(stretch) <= _LONGEST_KEPT:
             if len(self) >= _MOST_KEPT:
                 self.clear()
@@ -76,6 +82,10 @@ class _Known(dict[str, tuple[str, ...]]):
 
 
 _known = _Known()
+
+
+def _ends_sentence(stretch: str) -> bool:
+    return "a" <= stretch[-2] <= "z" and stretch.lower() not in _WHOLE
 
 
 def _take_apart(stretch: str) -> list[str]:
@@ -147,17 +157,16 @@ class Phrases:
     """The hashes of all phrases of a text.
 
     Args:
-        words: the text's words, in order, without lone surrogates.
-        separator: what stands between them. Without one, "ab c" and "a bc" are the same phrase.
-        lengths: of the words, if they are known.
+        words: the text's words, in order, without lone surrogates. They are compared as if there were nothing between
+            them: "ab c" and "a bc" are the same phrase.
     """
 
-    def __init__(self, words: Sequence[str], separator: str = "", lengths: np.ndarray | None = None) -> None:
-        self.lengths = lengths_of(words) if lengths is None else lengths
+    def __init__(self, words: Sequence[str]) -> None:
+        self.lengths = lengths_of(words)
         """Characters of each word."""
-        self._ends = np.cumsum(self.lengths + len(separator)) - len(separator)
+        self._ends = np.cumsum(self.lengths)
         self._starts = self._ends - self.lengths
-        characters = np.frombuffer(separator.join(words).encode("utf-32-le"), dtype=np.uint32)
+        characters = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32)
         _reach(len(characters))
         sums = np.zeros(len(characters) + 1, dtype=np.uint64)
         np.cumsum((characters + np.uint64(1)) * _powers[: len(characters)], out=sums[1:])
@@ -173,15 +182,25 @@ class Phrases:
         count = max(len(self.lengths) - n + 1, 0)
         return (self._sums_after[n - 1 :] - self._sums_before[:count]) * self._shifts[:count]
 
+    def hashes_word_by_word(self, n: int) -> np.ndarray:
+        """Return a uint64 for each phrase of n words, where "ab c" and "a bc" are not the same."""
+        words = self.hashes(1)
+        count = max(len(words) - n + 1, 0)
+        result = words[:count].copy()
+        for place in range(1, n):
+            result *= _SPREAD
+            result += words[place : place + count]
+        return result
+
     def sizes(self, n: int) -> np.ndarray:
-        """Return the characters of each phrase of n words, separators counted."""
+        """Return the characters of each phrase of n words."""
         return self._ends[n - 1 :] - self._starts[: max(len(self.lengths) - n + 1, 0)]
 
 
 def mixed(hashes: np.ndarray) -> np.ndarray:
     """Return hashes in which what differs is spread over all bits, as random numbers."""
     hashes = hashes ^ (hashes >> np.uint64(32))
-    hashes *= np.uint64(0xD6E8_FEB8_6659_FD93)
+    hashes *= _SPREAD
     hashes ^= hashes >> np.uint64(32)
     return hashes
 

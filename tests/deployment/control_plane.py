@@ -23,6 +23,7 @@ from typing import Any
 
 import grpclib.const
 import grpclib.server
+import torch
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
@@ -197,9 +198,6 @@ class ControlPlane(objects.Objects):
         id_, definition = self.new("ta"), self.functions[function]
         server = await self._serve(id_)
         folder = self.root / id_
-        (folder / "home").mkdir()
-        for mount in definition.mount_ids:
-            self.lay_out(mount, folder / "home")
         volumes = {mount.volume_id: (mount.mount_path, mount.read_only) for mount in definition.volume_mounts}
         arguments = pb.ContainerArguments(
             task_id=id_, function_id=function, app_id=self.app_of[function], function_def=definition,
@@ -211,7 +209,7 @@ class ControlPlane(objects.Objects):
             "HOME": "/root",
             "PYTHONPATH": "/root",
             "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # which results may depend on in the last bit
             "GLOO_SOCKET_IFNAME": "lo",
             **image_environment(self.image_commands(definition.image_id)),
             **{name: value for secret in definition.secret_ids for name, value in self.secrets[secret].items()},
@@ -222,7 +220,9 @@ class ControlPlane(objects.Objects):
             "MODAL_CONTAINER_ARGUMENTS_PATH": str(folder / "arguments"),
             "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
         }
-        task = Task(id_, function, rank, Container(folder, volumes, environment), server, group)
+        task = Task(
+            id_, function, rank, Container(folder, self.home(definition.mount_ids), volumes, environment), server, group
+        )
         for volume in volumes:
             task.container.reload(volume, self.committed(volume))
         self.tasks[id_] = task
