@@ -154,8 +154,8 @@ def write_report(folder: Path, statistics: dict[str, Any], verdicts: Sequence[Ve
     n = statistics["n"]
     page = Page(data.name)
     page.paragraph(
-        f"{n:,} examples, of which {statistics['n_kept']:,} are kept. {statistics['n_longer_than_context']:,} of these are "
-        f"longer than {statistics['context']:,} tokens: training cuts the beginning of their prompt."
+        f"{n:,} examples, of which {statistics['n_kept']:,} are kept. {statistics['n_longer_than_context']:,} of these "
+        f"are longer than {statistics['context']:,} tokens: training cuts the beginning of their prompt."
     )
     removed = statistics["removed"].items()
     page.table(
