@@ -28,6 +28,7 @@ import numpy as np
 from finetuning.instruction.quality import REASONS, Limits, Verdict, judge
 from finetuning.instruction.records import read_records, to_json
 from finetuning.instruction.scoring.answers import category
+from finetuning.instruction.scoring.study import cell
 from finetuning.instruction.templates import TEMPLATES
 from finetuning.pages import Page, shortened
 from gpt_model.run_directory import load_tokenizer
@@ -141,12 +142,6 @@ def review_table(verdicts: Sequence[Verdict], size: int, seed: int) -> str:
             (record.number, verdict.reason or "", verdict.detail, category(verdict.record), *numbers, *texts)
         )
     return table.getvalue()
-
-
-def cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, and that holds nothing it cannot show."""
-    text = "".join(character for character in text if character.isprintable() or character in "\n\t")
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
 
 
 def write_report(folder: Path, statistics: dict[str, Any], verdicts: Sequence[Verdict], data: Path) -> None:
