@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from finetuning.classification.attribution import explain
 from finetuning.classification.batches import Bucketed, Cut, in_order
 from finetuning.classification.classifier import GPTClassifier, Pool, freeze_all_but, make_optimizers
 from finetuning.classification.evaluation import measures
@@ -177,7 +179,7 @@ def report(config: Config, classifier: TextClassifier, splits: Splits) -> None:
         "model": {"parameters": sum(parameter.numel() for parameter in classifier.model.parameters())},
         "test": measures(test_NK, splits.test.labels, splits.test.names),
     }
-    write_report(config.out, content, splits.test, test_NK)
+    write_report(config.out, content, splits.test, test_NK, partial(explain, classifier))
     show(f"accuracy on {len(splits.test):,} test texts: {content['test']['accuracy']:.4f}; {config.out}\n")
 
 
