@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -52,7 +52,9 @@ from working_with_text_data.minbpe import Tokenizer
 log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
-TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, "report.json", "report.md", "report.html", "predictions.csv")
+REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
+REPORTS = ("report.json", "report.md", "report.html", "predictions.csv", "preferences.svg", "reward.svg")
+TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def fine_tune(
             engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
         )
     if finished:
-        _take_result(config, model, world)
+        _take_best(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -259,10 +261,8 @@ def _make_engine(
     make_optimizers: Callable[[nn.Module], list[Optimizer]] | None,
     world: World,
 ) -> Engine:
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
-    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
+    parallel = "ddp" if world.size > 1 else "none"
+    settings = Settings(precision=precision_of(config, world.device), parallel=parallel, clip=config.clip)
 
     def adamw(model: nn.Module) -> list[Optimizer]:
         return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
@@ -270,7 +270,14 @@ def _make_engine(
     return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
 
 
-def _take_result(config: FineTuning, model: nn.Module, world: World) -> None:
+def precision_of(config: FineTuning, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return what products are computed in on a device."""
+    if config.precision == "auto":
+        return "bfloat16" if bfloat16_pays(device) else "float32"
+    return config.precision
+
+
+def _take_best(config: FineTuning, model: nn.Module, world: World) -> None:
     """Take the best weights as the result, with LoRA merged."""
     model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()
