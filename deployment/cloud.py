@@ -93,7 +93,12 @@ def upload(volume: modal.Volume, folder: Path, target: str) -> None:
 
 
 def listing(volume: modal.Volume, folder: str) -> list[Any]:
-    """Return the files below a folder of a volume; none if there is no such folder."""
+    """Return the files below a folder of a volume; none if there is no such folder.
+
+    Raises:
+        NotFoundError: if there is no such volume.
+    """
+    volume.hydrate()
     try:
         entries = volume.listdir(f"/{folder}", recursive=True)
     except (NotFoundError, FileNotFoundError):

@@ -52,7 +52,7 @@ from working_with_text_data.minbpe import Tokenizer
 log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
-TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER)
+TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, "report.json", "report.md", "report.html", "predictions.csv")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from finetuning.instruction import train
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers
 from finetuning.instruction.corpus import AUSTEN, load_records
 from finetuning.instruction.templates import TEMPLATES
 from finetuning.run import save_weights
@@ -40,6 +40,8 @@ RESULTS = Path(__file__).parent / "results" / "experiments.json"
 FIGURE = Path(__file__).parent / "figures" / "examples.svg"
 PARTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 MOST_OF_THE_GAIN = 0.9
+LONGEST_ANSWER = 40  # tokens
+ROWS_AT_ONCE = 32
 UNTRAINED = "untrained"  # the folder of a base with random weights
 
 
@@ -114,9 +116,13 @@ def graded(run: Path) -> dict[str, Any]:
     """Return what a run's model is worth on held-out questions, and how soon it was."""
     generator, template = TextGenerator(*load(run, None)), TEMPLATES["chatml"]
     right: dict[str, list[bool]] = defaultdict(list)
-    for record in load_records("val"):
-        said = answer(generator, template, record.conversation.question, temperature=0.0, max_new_tokens=40)
-        right[AUSTEN if record.category == AUSTEN else "other"].append(said.strip() == record.response)
+    held_out = load_records("val")
+    for start in range(0, len(held_out), ROWS_AT_ONCE):
+        records = held_out[start : start + ROWS_AT_ONCE]
+        asked = [record.conversation.question for record in records]
+        said = answers(generator, template, asked, temperature=0.0, max_new_tokens=LONGEST_ANSWER)
+        for record, text in zip(records, said, strict=True):
+            right[AUSTEN if record.category == AUSTEN else "other"].append(text.strip() == record.response)
     losses = {entry["step"]: entry["val_loss"] for entry in read_metrics(run) if "val_loss" in entry}
     first, best = losses[min(losses)], min(losses.values())
     soon = next(step for step, loss in losses.items() if first - loss >= MOST_OF_THE_GAIN * (first - best))
@@ -126,8 +132,8 @@ def graded(run: Path) -> dict[str, Any]:
         "steps": max(losses),
         "steps_to_best": min(losses, key=losses.__getitem__),
         "steps_to_most": soon,
-        "exact": {name: sum(answers) / len(answers) for name, answers in right.items()},
-        "n_questions": {name: len(answers) for name, answers in right.items()},
+        "exact": {name: sum(each) / len(each) for name, each in right.items()},
+        "n_questions": {name: len(each) for name, each in right.items()},
     }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetuning.config import FineTuning
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_conversations
 from finetuning.instruction.records import read_conversations
@@ -111,7 +111,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     rows = {split: make_rows(config, split, template, base.tokenizer, length) for split in ("train", "val")}
     weighted = any(weight not in (0, 1) for each in rows["train"].encoded for weight in each.weights)
     world.from_main(lambda: open_run(config, base, {"sha256": checksum(config.data)}, template=template.name))
-    before = answers(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
+    before = samples(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
     if config.neftune:
         add_noise(base.model, config.neftune)
     batches = ResumableLoader(
@@ -127,7 +127,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     steps = steps_of(config, len(rows["train"]))
     finished = fine_tune(config, base.model, Answers(weighted=weighted), batches, validation, steps, world)
     if finished and world.is_main and config.ask:
-        show_answers(config.ask, before, answers(base.model, base.tokenizer, template, config.ask))
+        show_answers(config.ask, before, samples(base.model, base.tokenizer, template, config.ask))
     return finished
 
 
@@ -166,11 +166,11 @@ def conversations_of(config: Config, split: Split) -> Sequence[Conversation]:
     return held_out if split == "val" else [each for index, each in enumerate(everything) if index % every]
 
 
-def answers(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
+def samples(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
     """Return the likeliest answer to each question, or its beginning."""
+    asked = [Conversation.ask(question) for question in questions]
     generator = TextGenerator(model.eval(), tokenizer)
-    sampling = {"temperature": 0.0, "max_new_tokens": LONGEST_ANSWER}
-    return [answer(generator, template, Conversation.ask(question), **sampling) for question in questions]
+    return answers(generator, template, asked, temperature=0.0, max_new_tokens=LONGEST_ANSWER)
 
 
 def show_answers(questions: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:
