@@ -3,7 +3,7 @@
 A script loads its base (`load_base`), makes its examples, and hands both with its objective to `fine_tune`, which
 writes a run directory like pretraining's: everything that reads those reads these. Two files are new:
 
-best.safetensors       the weights that had the lowest validation loss: the result, if that is what is to be kept
+best.safetensors       the weights that had the lowest validation loss, which are the result once the run is over
 adapter.safetensors    with LoRA, the change alone; model.safetensors has it merged
 """
 
@@ -52,7 +52,7 @@ from working_with_text_data.minbpe import Tokenizer
 log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
-TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER)
+TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, "report.json", "report.md", "report.html", "predictions.csv")
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def fine_tune(
 ) -> bool:
     """Train a model into the run directory that `open_run` made; return False if it was stopped before its end.
 
-    At the end, `model` and model.safetensors hold the result, the best weights or the last, with LoRA merged.
+    At the end, `model` and model.safetensors hold the weights that had the lowest validation loss, LoRA merged.
 
     Args:
         config: how.
@@ -271,9 +271,8 @@ def _make_engine(
 
 
 def _take_result(config: FineTuning, model: nn.Module, world: World) -> None:
-    """Take the best weights, or the last, as the result, with LoRA merged."""
-    if config.keep == "best":
-        model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
+    """Take the best weights as the result, with LoRA merged."""
+    model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()
     if world.is_main and config.lora_rank is not None:
         save_adapter(model, config.out / ADAPTER)

@@ -14,11 +14,13 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
+from finetuning.classification.attribution import explain_words
 from finetuning.classification.evaluation import measures
 from finetuning.classification.linear import BagOfWords, fit_sklearn, fit_torch, make_vectorizer, probabilities
 from finetuning.classification.report import REPORT_FILES, write_report
@@ -190,7 +192,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     if config.learning_curve:
         content["learning_curve"] = learning_curve(config, splits)
-    write_report(config.out, content, splits.test, test_NK)
+    write_report(config.out, content, splits.test, test_NK, partial(explain_words, trained.model))
     found = content["test"]["accuracy"]
     show(f"accuracy on {len(splits.test):,} test texts: {found:.4f}; {config.out / 'report.json'}\n")
     return content

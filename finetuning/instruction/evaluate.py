@@ -107,7 +107,9 @@ def main(config: Config) -> dict[str, Any]:
     check_writable(out)
     if out.exists():
         check_output_folder(out, OURS, overwrite=True, inputs=(config.run, config.base, config.data))
-    records = stratified(questions(config), config.limit, config.seed)
+    held_out = questions(config)
+    drawn = stratified([category(record) for record in held_out], config.limit, config.seed)
+    records = [held_out[place] for place in drawn]
     judge = None if config.judge is None else Judge(config.judge, config.judge_model)
     systems = load_systems(config, template)
     out.mkdir(parents=True, exist_ok=True)

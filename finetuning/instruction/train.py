@@ -70,11 +70,8 @@ class Config(FineTuning):
 
 
 PRESETS = {
-    # The loss on held-out questions soon rises, since the model grows sure of answers that it cannot know. Of those
-    # that it can know, more and more are right (results/experiments.json): so the last weights are kept.
     "demo": Config(
-        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20, keep="last",
-        early_stopping=None,
+        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20,
     ),
     "alpaca": Config(
         pretrained="gpt2", out=Path("runs/alpaca"), template="alpaca", batch_size=16, micro_batch_size=4,

@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from openai import OpenAI
 
-from chat_ui import api
+from chat_ui import api, server
 from chat_ui.engine import Models, Options, Service
 from chat_ui.engine.batch import Batch
 from gpt_model import TextGenerator
@@ -286,7 +286,7 @@ class TestRefused:
         async def ask() -> list[Any]:
             client = openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0)
             async with client:
-                calls = [client.completions.create(model="base", prompt=f"{i}", max_tokens=300, n=4) for i in range(12)]
+                calls = [client.completions.create(model="base", prompt=f"{i}", max_tokens=60, n=4) for i in range(12)]
                 return await asyncio.gather(*calls, return_exceptions=True)
 
         results = asyncio.run(ask())
@@ -338,3 +338,21 @@ def test_server_sent_events_as_they_are(served: Served) -> None:
         lines = [line for line in response.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
     assert all(json.loads(line.removeprefix("data: "))["object"] == "text_completion" for line in lines[:-1])
+
+
+def test_the_server_offers_it_and_counts_requests(served: Served, tmp_path: Path) -> None:
+    config = server.Config(runs=tmp_path, state=tmp_path / "state", requests_per_minute=3)
+    app = server.build(config, served.service.models, served.service)
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000/v1") as client:
+            body = {"model": "base", "prompt": "it was", "max_tokens": 3}
+            return [await client.get("/models"), *[await client.post("/completions", json=body) for _ in range(3)]]
+
+    responses = asyncio.run(ask())
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]
+    assert 50 < int(responses[3].headers["Retry-After"]) <= 60
+    assert responses[3].json()["error"]["type"] == "rate_limit_error"
+    app.state.chat.audit.close()
+    assert (tmp_path / "state" / "audit.jsonl").read_text().count("/v1/completions") == 3
