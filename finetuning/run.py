@@ -79,13 +79,17 @@ def load_base(config: FineTuning, world: World) -> Base:
     """Return the model that a new run begins with, or one of the kind that the run in `out` has; nothing is written.
 
     Raises:
-        InputError: if no model is named, or it cannot be read; if `out` is taken by something else.
+        InputError: if no model is named, or it cannot be read, or LoRA cannot change it as asked for; if `out` is taken
+            by something else.
     """
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
     check_new(config)
     model, tokenizer = load(config.run, config.pretrained)
+    if config.lora_rank is not None:
+        with torch.device("meta"):  # what cannot be adapted is refused before anything is written
+            add_lora(GPT(model.config), config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
     return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
 
 
