@@ -51,7 +51,7 @@ class Accounts:
         return list(self._current())
 
     def verify(self, name: str, password: str) -> bool:
-        """Return whether a password is right. Takes some 50 ms of a core on purpose, whether there is the name or not."""
+        """Return whether a password is right. Takes some 50 ms on purpose, whether there is such a name or not."""
         user = self._current().get(name)
         try:
             HASHER.verify(user["password"] if user else NOBODYS_HASH, password[:LONGEST_PASSWORD])

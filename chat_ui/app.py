@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat_ui.audit import Audit
 from chat_ui.conversations import conversation_of
+from chat_ui.database import now
 from chat_ui.engine import ModelInfo, Models, Request, Service
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
@@ -37,7 +38,6 @@ STARTERS = {
     "Ask a question": "What makes a good friend?",
     "Explain attention": "Explain in two sentences what attention does in a language model.",
 }
-KINDS = {"tuned": "Answers in a conversation.", "base": "Continues your text.", "gpt2": "Continues your text."}
 NO_MODEL = "There is no checkpoint yet: `make demo` trains a small one; then reload this page."
 
 
@@ -78,9 +78,10 @@ class App:
     def install(self) -> None:
         """Tell Chainlit what to call."""
         import chainlit as cl
+        from chainlit.config import config
 
         cl.on_chat_start(self.start)
-        cl.on_chat_resume(self.resume)
+        config.code.on_chat_resume = self.resume  # the decorator's would end the sign that an answer is coming
         cl.on_message(self.reply)
         cl.set_starters(self.starters)
         cl.data_layer(lambda: self.history)
@@ -131,8 +132,8 @@ class App:
         available = await asyncio.to_thread(self.models.available)
         names = [info.name for info in available]
         chosen = used if used in names else next(iter(names), None)
-        options = [ModeOption(i.name, i.label, KINDS[i.kind], "bot", i.name == chosen) for i in available]
-        others = [ModeOption(i.name, f"and {i.label}", KINDS[i.kind], "columns-2") for i in available]
+        options = [ModeOption(i.name, i.name, _description(i), "bot", i.name == chosen) for i in available]
+        others = [ModeOption(i.name, f"and {i.name}", _description(i), "columns-2") for i in available]
         others.insert(0, ModeOption(ALONE, "Compare with", "One model answers.", "columns-2", True))
         modes = [Mode("model", "Model", options), Mode("compare", "Compare", others)]
         await cl.context.emitter.set_modes(modes if available else [])
@@ -192,7 +193,9 @@ class App:
             await tell("One answer at a time: wait for the one that is being written, or stop it.")
         elif not self.rate.allow(user):
             self.audit.write("rate limited", **who())
-            await tell(f"That is more than {self.rate.most} messages per minute: wait {self.rate.wait(user):.0f} seconds.")
+            await tell(
+                f"That is more than {self.rate.most} messages per minute: wait {self.rate.wait(user):.0f} seconds."
+            )
         else:
             return True
         return False
@@ -254,7 +257,7 @@ class App:
         writings = [Writing(info.name, info.label, info.nbytes) for info in infos]
         facts = {"model": infos[0].name, "label": infos[0].label, "unfinished": True}
         live = Live(cl.Message("", author=infos[0].label, metadata=facts), writings, session, self.history)
-        live.message.created_at = cl.utils.utc_now()
+        live.message.created_at = now()
         self.live[session.thread_id] = live
         async with live.saving():
             runs = (
@@ -307,6 +310,10 @@ def _session() -> WebsocketSession:
     from chainlit.context import context
 
     return context.session  # type: ignore[return-value]
+
+
+def _description(info: ModelInfo) -> str:
+    return info.label if info.is_here else f"{info.label}; downloaded first"
 
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Column,
     ForeignKey,
-    Integer,
     MetaData,
     Table,
     Text,
@@ -73,7 +73,7 @@ REVOKED = Table(
     "revoked_logins",
     METADATA,
     Column("digest", Text, primary_key=True),
-    Column("until", Integer, nullable=False),
+    Column("until", BigInteger, nullable=False),
 )
 TABLES = (USERS, THREADS, STEPS, ELEMENTS, REVOKED)  # each after those that it refers to
 

@@ -73,10 +73,11 @@ def load() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import chainlit.server
-        from chainlit.config import config_translation_dir
+        from chainlit.config import config, config_translation_dir
         from chainlit.logger import logger
     logging.disable(logging.NOTSET)
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
+    config.ui.default_theme = "system"  # which its file may not say, though its pages know it
 
     place = Path(config_translation_dir) / "en-US.json"
     translation = json.loads((Path(chainlit.__file__).parent / "translations" / place.name).read_text("utf-8"))

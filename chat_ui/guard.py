@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat_ui.app import App, tell
 from chat_ui.database import now
-from chat_ui.history import is_uuid
+from chat_ui.rows import is_uuid
 from chat_ui.settings import LIMITS
 from chat_ui.texts import LONGEST_MESSAGE, clean
 
@@ -31,11 +31,13 @@ LONGEST_NAME = 200  # of a model
 
 def install(sio: socketio.AsyncServer, app: App) -> None:
     """Put the gate before Chainlit's handlers."""
+    import chainlit.socket
+
     handlers: dict[str, Callable[..., Awaitable[Any]]] = sio.handlers["/"]
     for event in set(handlers) - set(OWN_EVENTS):
         del handlers[event]
-    handlers["connect"] = _connect(handlers["connect"], app)
-    handlers["connection_successful"] = _once(handlers["connection_successful"])
+    handlers["connect"] = _connect(chainlit.socket.connect, app)
+    handlers["connection_successful"] = _once(chainlit.socket.connection_successful)
     sio.on("client_message", _in_session(_message, app))
     sio.on("edit_message", _in_session(_edit, app))
     sio.on("chat_settings_change", _in_session(_settings, app))

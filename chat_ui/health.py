@@ -130,7 +130,9 @@ class Health:
             yield GaugeMetricFamily(name, text, value=value)
         for name, value in status.counters.items():
             yield CounterMetricFamily(f"chat_engine_{name}", "Total since the start", value=value)
-        yield CounterMetricFamily("chat_history_faults", "Times that the database failed", value=self.app.history.n_faults)
+        yield CounterMetricFamily(
+            "chat_history_faults", "Times that the database failed", value=self.app.history.n_faults
+        )
 
     async def watch(self) -> None:
         """Measure how late the event loop is, and write down that the server lives, until it is cancelled."""

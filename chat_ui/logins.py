@@ -161,7 +161,9 @@ class Logins:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         name = self.accounts.holder(key) if scheme.lower() == "bearer" and key else None
         if name is None:
-            raise HTTPException(401, "a key of python -m chat_ui.accounts --key NAME is needed", {"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401, "a key of python -m chat_ui.accounts --key NAME is needed", {"WWW-Authenticate": "Bearer"}
+            )
         return name
 
     async def page_user(self, request: Request) -> str:

@@ -131,5 +131,3 @@ def _ends(name: str) -> dict[str, float]:
 def as_json(settings: Settings) -> dict[str, Any]:
     """Return settings as they are stored with a conversation."""
     return asdict(settings)
-
-

@@ -46,7 +46,7 @@ class FineTuning:
     """Gradients longer than this are shortened to it; 0 leaves them as they are."""
     early_stopping: Count | None = 3
     """End the run after as many evaluations without a new lowest validation loss. The weights that had the lowest are
-    what is kept in any case."""
+    the result in any case."""
 
     lora_rank: Count | None = None
     """Learn a low-rank change of some layers (LoRA) instead of all weights; this is its rank."""

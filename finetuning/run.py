@@ -3,7 +3,7 @@
 A script loads its base (`load_base`), makes its examples, and hands both with its objective to `fine_tune`, which
 writes a run directory like pretraining's: everything that reads those reads these. Two files are new:
 
-best.safetensors       the weights that had the lowest validation loss; model.safetensors is these, once the run is over
+best.safetensors       the weights that had the lowest validation loss, which are the result once the run is over
 adapter.safetensors    with LoRA, the change alone; model.safetensors has it merged
 """
 
@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
 REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
-TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, "preferences.svg", "reward.svg")
+REPORTS = ("report.json", "report.md", "report.html", "predictions.csv", "preferences.svg", "reward.svg")
+TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 
 
 @dataclass(frozen=True)

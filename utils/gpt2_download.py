@@ -132,17 +132,7 @@ class ModelManager:
                 for name in FILES if force_download else _missing(folder):
                     if not force_download and (folder / name).exists():
                         log.warning("%s is not as it was downloaded: fetching it again", folder / name)
-                    pinned = release.sha256 if name == WEIGHTS and revision == release.revision else None
-                    sha256 = hub_download.download(
-                        release.repo,
-                        revision,
-                        name,
-                        folder / name,
-                        pinned,
-                        most_bytes=MOST_BYTES[name],
-                        progress=progress if name == WEIGHTS else None,
-                    )
-                    _record(folder, name, sha256)
+                    _fetch(release, revision, folder, name, progress if name == WEIGHTS else None)
         except NoConnectionError as error:
             wanted = ", ".join(_missing(folder)) or "a fresh copy of its files"
             command = f"python -m utils.gpt2_download --size {release.name}"
@@ -153,6 +143,15 @@ class ModelManager:
                 "folder here"
             ) from error
         return folder
+
+
+def _fetch(release: Release, revision: str, folder: Path, name: str, progress: hub_download.Progress | None) -> None:
+    """Download a file and note that it is complete."""
+    pinned = release.sha256 if name == WEIGHTS and revision == release.revision else None
+    sha256 = hub_download.download(
+        release.repo, revision, name, folder / name, pinned, most_bytes=MOST_BYTES[name], progress=progress
+    )
+    _record(folder, name, sha256)
 
 
 def _find_release(size: str) -> Release:

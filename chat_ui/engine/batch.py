@@ -38,6 +38,9 @@ FLOPS_OF_A_CHUNK = 4e9  # what two cores do in some 50 milliseconds
 SHORTEST_CHUNK = 16  # tokens; with fewer, reading the weights takes longer than computing with them
 
 
+Ended = Literal["stop", "length", "error"]
+
+
 @dataclass(eq=False)
 class Text:
     """A text that is being written.
@@ -57,7 +60,7 @@ class Text:
         self.n_reused = 0
         self.streamed = StreamedText(self.sampling.stop)
         self.window = list(self.ids)  # what the model is to look at: the ids, or after a full context the younger half
-        self.ended: Literal["stop", "length", "error"] | None = None
+        self.ended: Ended | None = None
         self.error: str | None = None
         self.is_models_fault = False  # the error is not that of who asked
         self.sampler: Sampler | None = None
@@ -70,11 +73,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Written:
-    """What a step did for one text: a token, some text that is certain now, or the end; see `Text.ended`."""
+    """What was done for one text: a token, some text that is certain now, or the end. A step may do this twice."""
 
     text: Text
     token: Token | None
     piece: str
+    ended: Ended | None
 
 
 class Batch:
@@ -148,6 +152,7 @@ class Batch:
         text.window = text.ids[-model.config.context_length :]
         self.reading.append(text)
 
+    @torch.inference_mode()
     def remove(self, text: Text) -> None:
         """Forget a text that has ended, or is to end now; what was read of it may be reused."""
         if text in self.writing:
@@ -207,7 +212,8 @@ class Batch:
         done = self._desk.lengths[0]
         if not done and self.prefixes is not None:
             done = self._reuse(text)
-        part = text.window[done : done + budget]
+        size = self.chunk if self.exact else budget  # where a prompt is cut must not depend on the one before it
+        part = text.window[done : done + size]
         ids_1T = torch.tensor([part], device=device_of(self.loaded.model))
         logits_11V, _ = self.loaded.model(ids_1T, mask=None, cache=self._desk, last_only=True)
         if done + len(part) < len(text.window):
@@ -261,13 +267,13 @@ class Batch:
     def _fail(self, text: Text, error: str) -> Written:
         text.ended = "error"
         text.error = error
-        return Written(text, None, text.streamed.add(b"", final=True))
+        return Written(text, None, text.streamed.add(b"", final=True), text.ended)
 
     def _note(self, text: Text, id_: int, logits_V: Tensor) -> Written:
         """Add a token to a text, or end it."""
         if id_ in (text.sampling.stop_tokens or ()):
             text.ended = "stop"
-            return Written(text, None, text.streamed.add(b"", final=True))
+            return Written(text, None, text.streamed.add(b"", final=True), text.ended)
         text.ids.append(id_)
         text.window.append(id_)
         token = self._token(id_, logits_V, text.logprobs)
@@ -277,7 +283,7 @@ class Batch:
         elif text.n_written >= text.sampling.max_new_tokens:
             text.ended = "length"
             piece += text.streamed.add(b"", final=True)
-        return Written(text, token, piece)
+        return Written(text, token, piece, text.ended)
 
     def _token(self, id_: int, logits_V: Tensor, logprobs: int | None) -> Token:
         decode = self.loaded.tokenizer.decode_bytes

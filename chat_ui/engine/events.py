@@ -148,6 +148,8 @@ class Finished:
     """For a person to read, in one line, if the reason is "error"."""
     cached: bool = False
     """Whether the text was stored from an equal request, and not computed again."""
+    is_invalid: bool = False
+    """Whether the error is that of the request, so that asking for the same again will not help."""
 
 
 Event = Queued | Loading | Started | Piece | Finished

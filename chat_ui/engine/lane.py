@@ -123,7 +123,7 @@ class Lane:
             try:
                 self._start(job, now, is_busy)
             except InputError as error:
-                self.end(job, now, "error", describe(error))
+                self.end(job, now, "error", describe(error), is_invalid=True)
             except Exception as error:  # whatever a prompt can do, it must not end the thread
                 log.exception("a prompt for %s could not be read", self.name)
                 self.end(job, now, "error", describe(error) or type(error).__name__)
@@ -168,25 +168,20 @@ class Lane:
         self._say_finished(choice, now, stored.reason, cached=True)
 
     def step(self, clock: Callable[[], float]) -> None:
-        """Let the model write one token of each text; a failure ends all of them.
+        """Let the model write one token of each text.
 
         Args:
             clock: tells the time.
         """
         if self.batch is None or self.batch.is_idle:
             return
-        try:
-            written = self.batch.step()
-        except Exception as error:  # whatever it is, it must end neither the thread nor the other models
-            log.exception("%s failed", self.name)
-            self.fail(clock(), describe(error) or type(error).__name__)
-            return
+        written = self.batch.step()
         now = clock()
         for event in written:
             self._tell(event, now)
 
     def fail(self, now: float, error: str) -> None:
-        """End all running texts, after a failure of the model, and forget the batch."""
+        """End all running texts, after a failure of the model, and forget the batch. Those who wait get a new one."""
         self.breaker.failed(now)
         self.batch = None
         for choice in list(self._running.values()):
@@ -204,14 +199,15 @@ class Lane:
                 job.position = position
                 self.emit(job, Queued(position))
 
-    def end(self, job: Job, now: float, reason: Reason, error: str | None = None) -> None:
-        """End a job that has not started."""
+    def end(self, job: Job, now: float, reason: Reason, error: str | None = None, *, is_invalid: bool = False) -> None:
+        """End a job that has not started; `is_invalid`: because of what it asks."""
         total = now - job.submitted
         for number in range(job.request.n):
             job.n_unfinished -= 1
             self.counters[f"finished_{reason}"] += 1
             timings = Timings(total, total, total)
-            self.emit(job, Finished(number, reason, Usage(job.prompt_tokens, 0), timings, error))
+            usage = Usage(job.prompt_tokens, 0)
+            self.emit(job, Finished(number, reason, usage, timings, error, is_invalid=is_invalid))
 
     def cancel_all(self, now: float) -> None:
         """End everything."""
@@ -225,14 +221,16 @@ class Lane:
         if written.token is not None:
             choice.first_token = choice.first_token or now
             choice.held.append(written.token)
-        if written.piece or (written.text.ended and choice.held):
+        if written.piece or (written.ended and choice.held):
             self._say_piece(choice, written.piece)
-        if written.text.ended:
+        if written.ended:
             if written.text.is_models_fault:
                 self.breaker.failed(now)
             elif written.text.error is None:
                 self.breaker.succeeded()
-            self._finish(choice, now, written.text.ended, written.text.error)
+            error = written.text.error
+            is_invalid = error is not None and not written.text.is_models_fault
+            self._finish(choice, now, written.ended, error, is_invalid=is_invalid)
 
     def _say_piece(self, choice: Choice, piece: str) -> None:
         tokens = tuple(choice.held)
@@ -241,7 +239,9 @@ class Lane:
         choice.pieces.append(piece)
         self.emit(choice.job, Piece(choice.number, piece, tokens))
 
-    def _finish(self, choice: Choice, now: float, reason: Reason, error: str | None = None) -> None:
+    def _finish(
+        self, choice: Choice, now: float, reason: Reason, error: str | None = None, *, is_invalid: bool = False
+    ) -> None:
         """End a text that is running."""
         text = choice.text
         del self._running[text]
@@ -254,10 +254,10 @@ class Lane:
             ids = text.ids[: text.n_prompt]
             response = Response("".join(choice.pieces), tuple(choice.tokens), text.ended)
             self._responses.put(key_of(ids, text.sampling, text.logprobs), response)
-        self._say_finished(choice, now, reason, error)
+        self._say_finished(choice, now, reason, error, is_invalid=is_invalid)
 
     def _say_finished(
-        self, choice: Choice, now: float, reason: Reason, error: str | None = None, *, cached: bool = False
+        self, choice: Choice, now: float, reason: Reason, error: str | None = None, **facts: bool
     ) -> None:
         job = choice.job
         job.n_unfinished -= 1
@@ -268,7 +268,7 @@ class Lane:
         first = choice.first_token or now
         timings = Timings(job.started - job.submitted, first - job.submitted, now - job.submitted)
         usage = Usage(job.prompt_tokens, n_tokens, choice.text.n_reused)
-        self.emit(job, Finished(choice.number, reason, usage, timings, error, cached))
+        self.emit(job, Finished(choice.number, reason, usage, timings, error, **facts))
 
 
 def shortened(sampling: Sampling, longest: int) -> Sampling:

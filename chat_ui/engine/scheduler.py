@@ -129,16 +129,23 @@ class Scheduler:
         """Let each model do one step; return whether there is more to do at once."""
         self._take_inbox()
         for lane in list(self.lanes.values()):
-            lane.drop_lost(self.clock())
-            if lane.waiting and self._prepare(lane):
-                is_busy = self._n_waiting > self.options.queue / 2
-                lane.admit(self.clock(), is_busy=is_busy)
-            lane.step(self.clock)
-            lane.tell_positions()
+            try:
+                self._advance(lane)
+            except Exception as error:  # whatever it is, it must end neither the thread nor the other models
+                log.exception("%s failed", lane.name)
+                lane.fail(self.clock(), describe(error) or type(error).__name__)
         with self._lock:
             self._n_waiting = len(self._inbox) + sum(len(lane.waiting) for lane in self.lanes.values())
         self._flush()
         return any(lane.n_running for lane in self.lanes.values())
+
+    def _advance(self, lane: Lane) -> None:
+        """Let a model begin with those who wait for it, and do a step."""
+        lane.drop_lost(self.clock())
+        if lane.waiting and self._prepare(lane):
+            lane.admit(self.clock(), is_busy=self._n_waiting > self.options.queue / 2)
+        lane.step(self.clock)
+        lane.tell_positions()
 
     @property
     def n_waiting(self) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetuning.config import FineTuning
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_conversations
 from finetuning.instruction.records import read_conversations
@@ -33,7 +33,7 @@ from utils.data_loading import ResumableLoader
 from utils.files import InputError
 from utils.locks import alone
 from utils.outputs import check_writable
-from utils.ranges import Range
+from utils.ranges import Count, Range
 from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class Config(FineTuning):
     the questions and answers that come with this project."""
     held_out: Annotated[float, Range(0, 0.5, open_below=True)] = 0.05
     """Share of --data that is kept for validation; what comes with the project is divided already."""
+    examples: Count | None = None
+    """Learn from so many of the conversations only; by default from all."""
     template: Literal["chatml", "alpaca"] = "chatml"
     """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them."""
     row_length: Tokens | None = None
@@ -69,8 +71,7 @@ class Config(FineTuning):
 
 PRESETS = {
     "demo": Config(
-        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=20, batch_size=8, lr=1e-3, eval_every=20,
-        early_stopping=5,
+        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20,
     ),
     "alpaca": Config(
         pretrained="gpt2", out=Path("runs/alpaca"), template="alpaca", batch_size=16, micro_batch_size=4,
@@ -107,7 +108,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     rows = {split: make_rows(config, split, template, base.tokenizer, length) for split in ("train", "val")}
     weighted = any(weight not in (0, 1) for each in rows["train"].encoded for weight in each.weights)
     world.from_main(lambda: open_run(config, base, {"sha256": checksum(config.data)}, template=template.name))
-    before = answers(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
+    before = samples(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
     if config.neftune:
         add_noise(base.model, config.neftune)
     batches = ResumableLoader(
@@ -123,7 +124,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     steps = steps_of(config, len(rows["train"]))
     finished = fine_tune(config, base.model, Answers(weighted=weighted), batches, validation, steps, world)
     if finished and world.is_main and config.ask:
-        show_answers(config.ask, before, answers(base.model, base.tokenizer, template, config.ask))
+        show_answers(config.ask, before, samples(base.model, base.tokenizer, template, config.ask))
     return finished
 
 
@@ -136,6 +137,8 @@ def make_rows(
         InputError: if the data cannot be read, or nothing of it is left.
     """
     conversations = conversations_of(config, split)
+    if split == "train":
+        conversations = conversations[: config.examples]
     fitted = fit_into((template.encode(each, tokenizer) for each in conversations), length)
     where = config.data or "the project's own questions"
     if not fitted.kept:
@@ -160,11 +163,11 @@ def conversations_of(config: Config, split: Split) -> Sequence[Conversation]:
     return held_out if split == "val" else [each for index, each in enumerate(everything) if index % every]
 
 
-def answers(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
+def samples(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
     """Return the likeliest answer to each question, or its beginning."""
+    asked = [Conversation.ask(question) for question in questions]
     generator = TextGenerator(model.eval(), tokenizer)
-    sampling = {"temperature": 0.0, "max_new_tokens": LONGEST_ANSWER}
-    return [answer(generator, template, Conversation.ask(question), **sampling) for question in questions]
+    return answers(generator, template, asked, temperature=0.0, max_new_tokens=LONGEST_ANSWER)
 
 
 def show_answers(questions: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ class Contamination:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        hashes = [Phrases(plain_words(text), separator=" ").hashes(PHRASE) for text in texts]
+        hashes = [Phrases(plain_words(text)).hashes(PHRASE) for text in texts]
         self.hashes = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
 
     def is_in(self, words: Sequence[str]) -> bool:
@@ -37,7 +37,7 @@ class Contamination:
         Args:
             words: of the document, from `plain_words`.
         """
-        hashes = Phrases(words, separator=" ").hashes(PHRASE)
+        hashes = Phrases(words).hashes(PHRASE)
         if not len(hashes) or not len(self.hashes):
             return False
         places = np.searchsorted(self.hashes, hashes)

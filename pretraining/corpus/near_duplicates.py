@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pretraining.corpus.words import Phrases
+from pretraining.corpus.words import Phrases, mixed
 from utils.files import InputError
 
 SHINGLE = 5  # words
@@ -34,14 +34,14 @@ def match_probability(similarity: float) -> float:
     return 1 - (1 - similarity**ROWS) ** N_BANDS
 
 
-def exact_key(text: str) -> bytes:
-    """Return 16 bytes that are the same for texts that differ in white space and capitals only."""
-    return hashlib.blake2b(" ".join(text.lower().split()).encode("utf-8"), digest_size=16).digest()
+def exact_key(words: Sequence[str]) -> bytes:
+    """Return 16 bytes that are the same for the same words, from `plain_words`: case and punctuation do not count."""
+    return hashlib.blake2b(" ".join(words).encode("utf-8"), digest_size=16).digest()
 
 
 def shingles(words: Sequence[str]) -> np.ndarray:
     """Return a number for each phrase of five words; a shorter text is one phrase, and one without words has none."""
-    return Phrases(words, separator=" ").hashes(min(SHINGLE, max(len(words), 1)))
+    return mixed(Phrases(words).hashes(min(SHINGLE, max(len(words), 1))))
 
 
 def band_keys(documents: Sequence[np.ndarray]) -> np.ndarray:

@@ -28,35 +28,40 @@ def gopher_repetition(text: str, words: Sequence[str]) -> str | None:
             return f"dup_{name}_frac"
         if n_characters / len(text) > 0.2:
             return f"dup_{name}_char_frac"
-    phrases = Phrases(words, separator=" ")
-    for n, share in TOP_PHRASES:
-        if top_characters(phrases, n, most=share * len(text)) / len(text) > share:
-            return f"top_{n}_gram"
     phrases = Phrases(words)
+    count = len(words)
+    for n, share in TOP_PHRASES:
+        n_characters, count = top_characters(phrases, n, share * len(text), count)
+        if n_characters / len(text) > share:
+            return f"top_{n}_gram"
     for n, share in REPEATED_PHRASES:
-        if repeated_characters(phrases, n, most=share * len(text)) / len(text) > share:
+        if repeated_characters(phrases, n, share * len(text)) / len(text) > share:
             return f"duplicated_{n}_n_grams"
     return None
 
 
-def top_characters(phrases: Phrases, n: int, most: float = 0) -> int:
-    """Return how many characters the commonest phrase of n words takes, all its occurrences together.
+def top_characters(phrases: Phrases, n: int, most: float = 0, most_common: int = 2**62) -> tuple[int, int]:
+    """Return how many characters the commonest phrase of n words takes, and a bound on how often it comes.
 
-    Of equally common ones the first counts. Where it surely takes no more than `most`, 0 stands for that.
+    Of equally common phrases the first counts. Where they surely take no more than `most`, 0 stands for that.
+
+    Args:
+        phrases: of the text.
+        n: words.
+        most: characters that are of no interest.
+        most_common: a bound on how often the commonest shorter phrase comes; no longer one comes more often.
     """
-    sizes = phrases.sizes(n)
-    if not len(sizes):
-        return 0
-    hashes = phrases.hashes(n)
+    sizes = phrases.sizes(n) + n - 1  # with the spaces between the words
+    if not len(sizes) or most_common * int(sizes.max()) <= most:
+        return 0, most_common
+    hashes = phrases.hashes_word_by_word(n)
+    if (bound := int(_runs(_halves(hashes))[1].max())) * int(sizes.max()) <= most:
+        return 0, bound
     in_order = np.sort(hashes)
-    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
-    counts = np.diff(starts, append=len(in_order))
+    starts, counts = _runs(in_order)
     count = int(counts.max())
-    if count * int(sizes.max()) <= most:
-        return 0
-    commonest = in_order[starts[counts == count]]
-    first = int(np.argmax(np.isin(hashes, commonest)))
-    return count * int(sizes[first])
+    first = int(np.argmax(np.isin(hashes, in_order[starts[counts == count]])))
+    return count * int(sizes[first]), count
 
 
 def repeated_characters(phrases: Phrases, n: int, most: float = 0) -> int:
@@ -66,10 +71,12 @@ def repeated_characters(phrases: Phrases, n: int, most: float = 0) -> int:
     after a new one, at the next word. Where no more than `most` can be in them, 0 stands for that.
     """
     hashes = phrases.hashes(n)
-    in_order = np.sort(hashes)
-    n_again = int(np.count_nonzero(in_order[1:] == in_order[:-1]))
+    halves = _halves(hashes)
+    n_again = int(np.count_nonzero(halves[1:] == halves[:-1]))
+    if not n_again:
+        return 0
     sizes = phrases.sizes(n)
-    if not n_again or n_again * int(sizes.max()) <= most:
+    if n_again * int(sizes.max()) <= most:
         return 0
     again = np.ones(len(hashes), dtype=bool)
     again[np.unique(hashes, return_index=True)[1]] = False
@@ -89,3 +96,16 @@ def repeated_characters(phrases: Phrases, n: int, most: float = 0) -> int:
             seen.add(numbers[place])
             place += 1
     return total
+
+
+def _halves(hashes: np.ndarray) -> np.ndarray:
+    """Return the upper half of each hash, sorted: quicker, and never fewer are equal than of whole ones."""
+    halves = (hashes >> np.uint64(32)).astype(np.uint32)
+    halves.sort()
+    return halves
+
+
+def _runs(in_order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each run of equal numbers begins, and how long it is."""
+    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))
+    return starts, np.diff(starts, append=len(in_order))

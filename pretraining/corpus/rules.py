@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pretraining.corpus.punctuation import PUNCTUATION, SENTENCE_ENDS
-from pretraining.corpus.words import count_sentences
+from pretraining.corpus.words import count_sentences, lengths_of
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
@@ -47,7 +47,7 @@ def gopher_quality(text: str, words: Sequence[str]) -> str | None:
         return "gopher_short_doc"
     if n_words > 100_000:
         return "gopher_long_doc"
-    lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+    lengths = lengths_of(words)
     mean_length = int(lengths[is_word].sum()) / n_words
     if mean_length < 3:
         return "gopher_below_avg_threshold"
@@ -100,7 +100,7 @@ def c4(
     kept = []
     for line in map(str.strip, text.splitlines()):
         words = line.split()
-        if any(len(word) > 1000 for word in words):
+        if len(line) > 1000 and max(map(len, words)) > 1000:
             continue
         line = CITATION.sub("", line)
         if only_whole_sentences and (not line.endswith((".", "?", "!", '"', "'")) or line.endswith("...")):
@@ -116,7 +116,8 @@ def c4(
             return "curly_bracket", text
         if any(policy in lowered for policy in POLICIES):
             continue
-        n_sentences += sentences(line)
+        if n_sentences < 5:  # more are not counted: enough is enough
+            n_sentences += sentences(line)
         kept.append(line)
     if n_sentences < 5:
         return "too_few_sentences", text

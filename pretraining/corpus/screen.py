@@ -12,17 +12,18 @@ import numpy as np
 from pretraining.corpus.addresses import is_blocked
 from pretraining.corpus.contamination import Contamination
 from pretraining.corpus.documents import Document
-from pretraining.corpus.near_duplicates import shingles
+from pretraining.corpus.near_duplicates import exact_key, shingles
 from pretraining.corpus.perplexity import CharacterModel
 from pretraining.corpus.repetition import gopher_repetition
 from pretraining.corpus.rules import c4, fineweb, gopher_quality
 from pretraining.corpus.words import plain_words, split_words
 from utils.files import InputError
 
-LANGUAGE_SAMPLE = 1000  # characters from the middle of a document
-EMAIL = re.compile(r"\b[A-Za-z0-9._%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")
-_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
-IP_ADDRESS = re.compile(rf"(?<![\d.])(?:{_OCTET}\.){{3}}{_OCTET}(?![\d.])")
+LANGUAGE_SAMPLE = 250  # characters from the middle of a document
+BEFORE_AT = re.compile(r"[A-Za-z0-9._%+-]{1,64}$")
+AFTER_AT = re.compile(r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")  # begins with what is quick to look for
+FOUR_NUMBERS = re.compile(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}")
+NUMBER_IN_DOTS = re.compile(r"\.\d{1,3}\.")  # in every address, and quick to look for
 EMAIL_INSTEAD = "email@example.com"
 IP_INSTEAD = "192.0.2.1"  # an address that belongs to nobody: RFC 5737
 
@@ -34,6 +35,8 @@ class Verdict(NamedTuple):
     """Why it is rejected; nothing if it is kept."""
     text: str
     """As it is to be kept: rules drop lines, and addresses of people are replaced."""
+    key: bytes
+    """The same for texts with the same words."""
     shingles: np.ndarray
     """For finding near-duplicates."""
     surprise: float
@@ -74,14 +77,15 @@ class Screen:
         """Return what becomes of a document."""
         reason, text = self._reason(document)
         if reason:
-            return Verdict(reason, text, np.empty(0, dtype=np.uint64), 0)
+            return Verdict(reason, text, b"", np.empty(0, dtype=np.uint64), 0)
         words = plain_words(text)
         if self.contamination and self.contamination.is_in(words):
-            return Verdict("contaminated", text, np.empty(0, dtype=np.uint64), 0)
+            return Verdict("contaminated", text, b"", np.empty(0, dtype=np.uint64), 0)
         n_replaced = 0
         if self.replace_personal:
             text, n_replaced = without_addresses(text)
-        return Verdict("", text, shingles(words), self.model.surprise(text) if self.model else 0, n_replaced)
+        surprise = self.model.surprise(text) if self.model else 0
+        return Verdict("", text, exact_key(words or [text]), shingles(words), surprise, n_replaced)
 
     def _reason(self, document: Document) -> tuple[str, str]:
         """Return why a document is rejected, and its text without the lines that C4's rules drop."""
@@ -97,9 +101,15 @@ class Screen:
             if reason := gopher_repetition(text, words) or gopher_quality(text, words):
                 return reason, text
             reason, text = c4(text, only_whole_sentences=False)
-            if reason := reason or fineweb(text, split_words(text)):
+            if reason := reason or _fineweb(text):
                 return reason, text
         return "", text
+
+
+def _fineweb(text: str) -> str | None:
+    """Return what `fineweb` does, finding words only where what stands between spaces would be too few of them."""
+    reason = fineweb(text, text.split())
+    return fineweb(text, split_words(text)) if reason == "list_ratio" else reason
 
 
 def language_of(text: str) -> str:
@@ -122,8 +132,26 @@ def without_addresses(text: str) -> tuple[str, int]:
     >>> without_addresses("Write to ann.lee@mail.example.org, or 10.0.0.1.")
     ('Write to email@example.com, or 192.0.2.1.', 2)
     """
-    n_emails = n_ips = 0
-    if "@" in text:
-        text, n_emails = EMAIL.subn(EMAIL_INSTEAD, text)
-    text, n_ips = IP_ADDRESS.subn(IP_INSTEAD, text)
+    pieces = []
+    n_emails = n_ips = end = 0
+    for host in AFTER_AT.finditer(text):
+        if name := BEFORE_AT.search(text[max(end, host.start() - 64) : host.start()]):
+            pieces += [text[end : host.start() - len(name[0])], EMAIL_INSTEAD]
+            end = host.end()
+            n_emails += 1
+    text = "".join([*pieces, text[end:]])
+
+    def replace(found: re.Match[str]) -> str:
+        nonlocal n_ips
+        before = text[found.start() - 1 : found.start()]
+        after = text[found.end() : found.end() + 2].rstrip()
+        if before.isdigit() or before == "." or after[:1].isdigit() or (after[:1] == "." and after[1:].isdigit()):
+            return found[0]  # of a longer number, such as a version's
+        if any(int(number) > 255 for number in found[0].split(".")):
+            return found[0]
+        n_ips += 1
+        return IP_INSTEAD
+
+    if NUMBER_IN_DOTS.search(text):
+        text = FOUR_NUMBERS.sub(replace, text)
     return text, n_emails + n_ips

@@ -47,8 +47,8 @@ _LONGEST_KEPT = 40  # characters
 SENTENCE_END = re.compile(r"(?:(?<![A-Z])|(?<=[A-Z]{2}))[.!?…]+[\"'”’)\]]*(?=\s|$)")
 PLAIN_WORD = re.compile(r"\w+")
 BASE = 0x9E37_79B9_7F4A_7C15  # odd; its inverse below
-MASK = 2**64 - 1
 INVERSE = pow(BASE, -1, 2**64)
+_SPREAD = np.uint64(0xD6E8_FEB8_6659_FD93)  # odd, and unlike the powers of BASE
 
 _powers = np.ones(1, dtype=np.uint64)
 _inverses = np.ones(1, dtype=np.uint64)
@@ -67,7 +67,13 @@ class _Known(dict[str, tuple[str, ...]]):
     """The words in what stands between two spaces, found out once."""
 
     def __missing__(self, stretch: str) -> tuple[str, ...]:
-        words = (stretch,) if stretch.isalpha() else tuple(_take_apart(stretch))
+        body, mark = stretch[:-1], stretch[-1:]
+        if stretch.isalpha():
+            words: tuple[str, ...] = (stretch,)
+        elif body.isalpha() and (mark in ",;:!?" or (mark == "." and _ends_sentence(stretch))):
+            words = (body, mark)  # as the rules would have it, sooner
+        else:
+            words = tuple(_take_apart(stretch))
         if len(stretch) <= _LONGEST_KEPT:
             if len(self) >= _MOST_KEPT:
                 self.clear()
@@ -78,12 +84,17 @@ class _Known(dict[str, tuple[str, ...]]):
 _known = _Known()
 
 
+def _ends_sentence(stretch: str) -> bool:
+    return "a" <= stretch[-2] <= "z" and stretch.lower() not in _WHOLE
+
+
 def _take_apart(stretch: str) -> list[str]:
     """Return the words of a stretch without spaces: marks at both ends come off one by one, then it is cut inside."""
     start, end = 0, len(stretch)
     first: list[str] = []
     last: list[str] = []
-    while start < end and not _is_whole(stretch, start, end):
+    may_be_whole = "." in stretch
+    while start < end and not (may_be_whole and _is_whole(stretch, start, end)):
         if mark := _OPENING.match(stretch, start, end):
             first.append(mark[0])
             start = mark.end()
@@ -98,8 +109,6 @@ def _take_apart(stretch: str) -> list[str]:
 
 
 def _is_whole(stretch: str, start: int, end: int) -> bool:
-    if "." not in stretch:
-        return False
     if end - start <= _CLOSING_REACHES and stretch[start:end].lower() in _WHOLE:
         return True
     return end - start > 4 and stretch[start].isalnum() and bool(_ADDRESS.fullmatch(stretch, start, end))
@@ -138,46 +147,59 @@ def count_sentences(text: str) -> int:
     return len(ends) + bool(rest.strip())
 
 
+def lengths_of(words: Sequence[str]) -> np.ndarray:
+    """Return the characters of each word, int64."""
+    return np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+
+
 class Phrases:
     """The hashes of all phrases of a text.
 
     Args:
-        words: the text's words, in order, without lone surrogates.
-        separator: what stands between them. Without one, "ab c" and "a bc" are the same phrase.
+        words: the text's words, in order, without lone surrogates. They are compared as if there were nothing between
+            them: "ab c" and "a bc" are the same phrase.
     """
 
-    def __init__(self, words: Sequence[str], separator: str = "") -> None:
-        self.lengths = np.fromiter(map(len, words), dtype=np.int64, count=len(words))
+    def __init__(self, words: Sequence[str]) -> None:
+        self.lengths = lengths_of(words)
         """Characters of each word."""
-        self._ends = np.cumsum(self.lengths + len(separator)) - len(separator)
+        self._ends = np.cumsum(self.lengths)
         self._starts = self._ends - self.lengths
-        characters = np.frombuffer(separator.join(words).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+        characters = np.frombuffer("".join(words).encode("utf-32-le"), dtype=np.uint32)
         _reach(len(characters))
-        self._sums = np.zeros(len(characters) + 1, dtype=np.uint64)
-        np.cumsum((characters + np.uint64(1)) * _powers[: len(characters)], out=self._sums[1:])
+        sums = np.zeros(len(characters) + 1, dtype=np.uint64)
+        np.cumsum((characters + np.uint64(1)) * _powers[: len(characters)], out=sums[1:])
+        self._sums_before = sums[self._starts]
+        self._sums_after = sums[self._ends]
+        self._shifts = _inverses[self._starts]
 
     def hashes(self, n: int) -> np.ndarray:
-        """Return a uint64 for each of the phrases of n words, in order; none if there are fewer words."""
-        if len(self.lengths) < n:
-            return np.empty(0, dtype=np.uint64)
-        starts, ends = self._bounds(n)
-        return _mixed((self._sums[ends] - self._sums[starts]) * _inverses[starts])
+        """Return a uint64 for each of the phrases of n words, in order; none if there are fewer words.
+
+        Only as a whole does it tell phrases apart: its lowest bits depend on little.
+        """
+        count = max(len(self.lengths) - n + 1, 0)
+        return (self._sums_after[n - 1 :] - self._sums_before[:count]) * self._shifts[:count]
+
+    def hashes_word_by_word(self, n: int) -> np.ndarray:
+        """Return a uint64 for each phrase of n words, where "ab c" and "a bc" are not the same."""
+        words = self.hashes(1)
+        count = max(len(words) - n + 1, 0)
+        result = words[:count].copy()
+        for place in range(1, n):
+            result *= _SPREAD
+            result += words[place : place + count]
+        return result
 
     def sizes(self, n: int) -> np.ndarray:
-        """Return the characters of each phrase of n words, separators counted."""
-        if len(self.lengths) < n:
-            return np.empty(0, dtype=np.int64)
-        starts, ends = self._bounds(n)
-        return ends - starts
-
-    def _bounds(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._starts[: len(self._starts) - n + 1], self._ends[n - 1 :]
+        """Return the characters of each phrase of n words."""
+        return self._ends[n - 1 :] - self._starts[: max(len(self.lengths) - n + 1, 0)]
 
 
-def _mixed(hashes: np.ndarray) -> np.ndarray:
-    """Spread what differs between hashes over all of their bits; as they are, the lowest depend on little."""
-    hashes ^= hashes >> np.uint64(32)
-    hashes *= np.uint64(0xD6E8_FEB8_6659_FD93)
+def mixed(hashes: np.ndarray) -> np.ndarray:
+    """Return hashes in which what differs is spread over all bits, as random numbers."""
+    hashes = hashes ^ (hashes >> np.uint64(32))
+    hashes *= _SPREAD
     hashes ^= hashes >> np.uint64(32)
     return hashes
 

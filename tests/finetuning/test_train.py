@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetuning.instruction import train
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers, stream_answer
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.templates import TEMPLATES, template_of
 from finetuning.instruction.train import Config
@@ -63,7 +63,11 @@ def test_a_tuned_model_answers_and_stops(tuned: Path) -> None:
         ids = list(generator.tokens(prompt, temperature=0, max_new_tokens=30, stop_tokens=stop))
         assert generator.tokenizer.decode(ids) == expected
     conversation = Conversation.ask("Who are you?").then("assistant", "A model.").then("user", "What is up?")
-    assert len(answer(generator, template, conversation, max_new_tokens=20, seed=0)) < 200
+    pieces = list(stream_answer(generator, template, conversation, max_new_tokens=20, temperature=0))
+    assert len(pieces) > 1
+    asked = [Conversation.ask(question) for question in ANSWERS]
+    together = answers(generator, template, [conversation, *asked], max_new_tokens=20, temperature=0)
+    assert together == ["".join(pieces), *ANSWERS.values()]
 
 
 def test_the_run_says_what_it_is(tuned: Path, finished_run: Path) -> None:
