@@ -140,7 +140,7 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
     check_tokenizer(base.model.config, base.tokenizer, config.out)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     del settings["fresh"]
-    wanted = json.loads(json.dumps({**settings, **facts}))
+    wanted = json.loads(json.dumps({**facts, **settings}))
     if base.is_new:
         if config.fresh:
             delete_run(config.out, TUNED_RUN_FILES)
