@@ -11,6 +11,7 @@ import pytest
 
 from deployment import cloud, modal_serve, modal_train, modal_workspace, workspace
 from deployment.cloud import ROOT, one_line_errors, stays_here
+from tests.deployment.control_plane import ControlPlane
 from utils.files import InputError
 
 CHAPTER = sorted((ROOT / "deployment").rglob("*"))
@@ -22,14 +23,15 @@ SOURCES = [
 
 
 @pytest.mark.slow
-def test_no_account_and_no_network(tmp_path: Path) -> None:
+def test_no_account_and_no_network(plane: ControlPlane, tmp_path: Path) -> None:
     """In processes of their own, since a process signs in once; nothing is written."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MODAL_")}
     nowhere = {**inherited, "PYTHONPATH": str(ROOT), "MODAL_CONFIG_PATH": f"{tmp_path}/none"}
     nowhere["MODAL_SERVER_URL"] = f"unix://{tmp_path}/nobody"
+    with_server = {**nowhere, "MODAL_SERVER_URL": plane.url}
     signed_in = {**nowhere, "MODAL_TOKEN_ID": "ak-x", "MODAL_TOKEN_SECRET": "as-x"}
     for environment, command, message in [
-        (nowhere, ["deployment.workspace", "up"], "error: cannot start a workspace: this machine is not signed in"),
+        (with_server, ["deployment.workspace", "up"], "error: cannot start a workspace: this machine is not signed in"),
         (signed_in, ["deployment.download"], "error: cannot download runs/demo: Modal cannot be reached"),
     ]:
         result = subprocess.run(
