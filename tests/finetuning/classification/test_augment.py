@@ -98,5 +98,5 @@ def test_texts_are_translated_there_and_back(tmp_path: Path, monkeypatch: pytest
     copies = augmented(TEXTS, "translate", 0, tmp_path / "cache", (name, name))
     assert len(copies) == len(TEXTS)
     assert copies == augment.back_translated(TEXTS, name, name)
-    with pytest.raises(InputError, match="texts cannot be translated with nowhere/at-all"):
-        augment.back_translated(TEXTS, "nowhere/at-all", name)
+    with pytest.raises(InputError, match="texts cannot be translated with .*nowhere"):
+        augment.back_translated(TEXTS, str(tmp_path / "nowhere"), name)
