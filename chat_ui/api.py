@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,7 +20,9 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
+from chat_ui.audit import Audit
 from chat_ui.engine import Answer, BusyError, Event, Finished, Piece, Service, Started, UnknownModelError
+from chat_ui.limits import RateLimit
 from chat_ui.openai_format import ChatRequest, Common, CompletionRequest, Writer, model_object, parse
 from utils.files import InputError
 
@@ -29,6 +32,26 @@ RETRY_SECONDS = 2
 Awaited = TypeVar("Awaited")
 Authorize = Callable[[Request], Awaitable[None]]
 Refuse = Callable[[str], str | None]
+
+
+def gate(find_user: Callable[[Request], Awaitable[str]], rate: RateLimit, audit: Audit) -> Authorize:
+    """Return what lets in requests of known users, so many a minute, and writes each into the audit log.
+
+    Args:
+        find_user: returns who sent a request; raises HTTPException if nobody knows.
+        rate: how many requests each user may make.
+        audit: the log.
+    """
+
+    async def authorize(request: Request) -> None:
+        user = await find_user(request)
+        allowed = rate.allow(user)
+        audit.write("api" if allowed else "rate limited", user=user, path=request.url.path)
+        if not allowed:
+            seconds = str(math.ceil(rate.wait(user)))
+            raise HTTPException(429, f"wait {seconds} seconds", {"Retry-After": seconds})
+
+    return authorize
 
 
 class ApiError(Exception):
@@ -64,8 +87,10 @@ def router(
                 retry = {"Retry-After": str(RETRY_SECONDS)} if error.status == 429 else None
                 return JSONResponse(error.body, error.status, retry)
             except HTTPException as error:
-                body = ApiError(error.status_code, str(error.detail)).body
-                return JSONResponse(body, error.status_code, error.headers)
+                kind = "rate_limit_error" if error.status_code == 429 else "invalid_request_error"
+                return JSONResponse(
+                    ApiError(error.status_code, str(error.detail), kind).body, error.status_code, error.headers
+                )
 
         routes.add_route(path, guarded, methods=[method])
 

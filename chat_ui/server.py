@@ -163,12 +163,14 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    from chat_ui import export, guard
+    from chat_ui import api, export, guard
     from chat_ui.security import Security
 
     guard.install(sio, chat)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
+    authorize = api.gate(logins.api_user, chat.rate, chat.audit)
+    app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     app.router.routes.extend(frontend.routes())
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.add_middleware(

@@ -58,7 +58,7 @@ class Gpus:
     count: int
 
     def __str__(self) -> str:
-        return self.name if self.count == 1 else f"{self.name}:{self.count}"
+        return self.name if self.count <= 1 else f"{self.name}:{self.count}"
 
 
 def parse_gpus(text: str) -> Gpus:

@@ -108,14 +108,16 @@ def image() -> modal.Image:
     )
 
 
-def make_app(settings: Settings, *, cpus: float, memory_gib: float, secret: modal.Secret) -> modal.App:
-    """Return the app that holds one workspace; its function is `serve`."""
+def make_app(
+    settings: Settings, *, cpus: float, memory_gib: float, secret: modal.Secret
+) -> tuple[modal.App, modal.Function]:
+    """Return the app that holds one workspace, and its function `serve`."""
     app = modal.App(f"workspace-{settings.name}", include_source=False)
     volumes = {
         str(WORKSPACE): modal.Volume.from_name(f"workspace-{settings.name}", create_if_missing=True),
         str(BACKUPS): modal.Volume.from_name(f"workspace-{settings.name}-backups", create_if_missing=True),
     }
-    app.function(
+    deployed = app.function(
         image=image(),
         gpu=None if settings.gpu == "none" else settings.gpu,
         cpu=cpus,
@@ -125,9 +127,8 @@ def make_app(settings: Settings, *, cpus: float, memory_gib: float, secret: moda
         timeout=min(MOST_SECONDS, int(settings.hours * 3600) + 600),  # time to back up and say goodbye
         max_containers=1,
         single_use_containers=True,
-        restrict_modal_access=False,
     )(serve)
-    return app
+    return app, deployed
 
 
 def serve(given: dict) -> str:

@@ -140,7 +140,7 @@ def up(config: Config, *, settings: Settings | None = None) -> str:
                 f"the volume of workspace {config.name} is full: {stored / GIB:,.1f} of {config.volume:g} GiB; "
                 "delete something (modal volume rm), or allow more with --volume"
             )
-        app = modal_workspace.make_app(
+        app, _ = modal_workspace.make_app(
             settings, cpus=config.cpus, memory_gib=config.memory, secret=secret_of(config.name)
         )
         app.deploy()

@@ -21,6 +21,7 @@ from gpt_model.config import GPTConfig
 from gpt_model.costs import weight_bytes
 from gpt_model.fast.decoder import FastDecoder
 from gpt_model.generation import END_OF_TEXT, LanguageModel
+from utils.command_line import describe
 from utils.files import InputError
 from utils.gpt2_download import ModelManager
 from utils.hardware import pick_device
@@ -132,6 +133,7 @@ class Models:
         self._lock = threading.RLock()
         self._loading: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self._resident: dict[str, _Resident] = {}  # the least recently used first
+        self._added: dict[str, ModelInfo] = {}
         self._found: list[ModelInfo] = []
         self._looked = -SECONDS_BETWEEN_LOOKS
 
@@ -148,7 +150,13 @@ class Models:
                 taken = {info.name for info in found}
                 self._found = found + [info for info in self._gpt2_sizes() if info.name not in taken]
                 self._looked = time.monotonic()
-            return list(self._found)
+            return [*self._added.values(), *self._found]
+
+    def add(self, loaded: Loaded) -> None:
+        """Offer a model that is in memory and in no file; it stays there."""
+        with self._lock:
+            self._added[loaded.info.name] = loaded.info
+            self._resident[loaded.info.name] = _Resident(loaded, loaded.info.nbytes)
 
     def info(self, name: str) -> ModelInfo:
         """Return what is known of a model. One whose files are gone is still known while it is in memory.
@@ -202,12 +210,12 @@ class Models:
                 return loaded
             info = self.info(name)
             self._make_room(info, extra, keep)
-            if info.run is None:
-                ModelManager().download_gpt2_model(name, progress=progress)
             try:
+                if info.run is None:
+                    ModelManager().download_gpt2_model(name, progress=progress)
                 model, tokenizer = run_directory.load(info.run, name if info.run is None else None)
             except OSError as error:
-                raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+                raise InputError(f"{name} cannot be loaded: {describe(error)}") from error
             loaded = Loaded.of(info, FastDecoder(model.to(self.device), "float32"), tokenizer)
             with self._lock:
                 self._looked = -SECONDS_BETWEEN_LOOKS  # a downloaded one is here now
@@ -227,7 +235,7 @@ class Models:
             for name in list(self._resident):
                 if self._taken() + needed <= self.memory:
                     return
-                if name not in keep:
+                if name not in keep and name not in self._added:
                     log.info("%s leaves memory for %s", name, info.name)
                     del self._resident[name]
             if self._resident and self._taken() + needed > self.memory:

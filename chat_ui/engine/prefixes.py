@@ -32,7 +32,7 @@ def common_prefix(ids: Sequence[int] | np.ndarray, others: Sequence[int] | np.nd
     return int(different[0]) if len(different) else n
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     """A text that was read."""
 

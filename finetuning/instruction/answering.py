@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Unpack
 
 from finetuning.instruction.conversation import Conversation
@@ -38,8 +38,14 @@ def stream_answer(
         yield piece
 
 
-def answer(
-    generator: TextGenerator, template: Template, conversation: Conversation, **sampling: Unpack[Changes]
-) -> str:
-    """Return what `stream_answer` yields, as one text."""
-    return "".join(stream_answer(generator, template, conversation, **sampling))
+def answers(
+    generator: TextGenerator, template: Template, conversations: Sequence[Conversation], **sampling: Unpack[Changes]
+) -> list[str]:
+    """Return a model's answer to each of several conversations, written side by side. Arguments as `stream_answer`."""
+    prompts = [template.prompt(conversation, generator.tokenizer) for conversation in conversations]
+    written: list[list[int]] = [[] for _ in prompts]
+    stop_tokens = template.stop_tokens(generator.tokenizer)
+    for row, token in generator.tokens_batch(prompts, stop_tokens=stop_tokens, **sampling):
+        if token is not None:
+            written[row].append(token)
+    return [generator.tokenizer.decode(ids) for ids in written]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetuning.config import FineTuning
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_conversations
 from finetuning.instruction.records import read_conversations
@@ -59,7 +59,8 @@ class Config(FineTuning):
     examples: Count | None = None
     """Learn from so many of the conversations only; by default from all."""
     template: Literal["chatml", "alpaca"] = "chatml"
-    """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them."""
+    """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them, and LoRA could not
+    train those."""
     row_length: Tokens | None = None
     """Tokens of a row, which holds several conversations; longer ones lose the beginning of their prompt. By default
     as many as the model's context. A batch is so many rows."""
@@ -70,11 +71,8 @@ class Config(FineTuning):
 
 
 PRESETS = {
-    # The loss on held-out questions soon rises, since the model grows sure of answers that it cannot know. Of those
-    # that it can know, more and more are right (results/experiments.json): so the last weights are kept.
     "demo": Config(
-        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20, keep="last",
-        early_stopping=None,
+        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20,
     ),
     "alpaca": Config(
         pretrained="gpt2", out=Path("runs/alpaca"), template="alpaca", batch_size=16, micro_batch_size=4,
@@ -94,8 +92,13 @@ def main(config: Config) -> bool:
             stack.enter_context(alone(config.out, "training in"))
         template = TEMPLATES[config.template]
         base = load_base(config, world)
-        base = add_tokens(base, template.missing(base.tokenizer))
-        return train(config, template, base, world)
+        missing = template.missing(base.tokenizer)
+        if missing and config.lora_rank is not None:
+            raise InputError(
+                f"LoRA would not train the embeddings of {' and '.join(missing)}, which the vocabulary lacks: give "
+                "--template alpaca, or no --lora-rank"
+            )
+        return train(config, template, add_tokens(base, missing), world)
 
 
 def train(config: Config, template: Template, base: Base, world: World) -> bool:
@@ -111,7 +114,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     rows = {split: make_rows(config, split, template, base.tokenizer, length) for split in ("train", "val")}
     weighted = any(weight not in (0, 1) for each in rows["train"].encoded for weight in each.weights)
     world.from_main(lambda: open_run(config, base, {"sha256": checksum(config.data)}, template=template.name))
-    before = answers(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
+    before = samples(base.model, base.tokenizer, template, config.ask) if world.is_main and base.is_new else []
     if config.neftune:
         add_noise(base.model, config.neftune)
     batches = ResumableLoader(
@@ -127,7 +130,7 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
     steps = steps_of(config, len(rows["train"]))
     finished = fine_tune(config, base.model, Answers(weighted=weighted), batches, validation, steps, world)
     if finished and world.is_main and config.ask:
-        show_answers(config.ask, before, answers(base.model, base.tokenizer, template, config.ask))
+        show_answers(config.ask, before, samples(base.model, base.tokenizer, template, config.ask))
     return finished
 
 
@@ -166,11 +169,11 @@ def conversations_of(config: Config, split: Split) -> Sequence[Conversation]:
     return held_out if split == "val" else [each for index, each in enumerate(everything) if index % every]
 
 
-def answers(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
+def samples(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:
     """Return the likeliest answer to each question, or its beginning."""
+    asked = [Conversation.ask(question) for question in questions]
     generator = TextGenerator(model.eval(), tokenizer)
-    sampling = {"temperature": 0.0, "max_new_tokens": LONGEST_ANSWER}
-    return [answer(generator, template, Conversation.ask(question), **sampling) for question in questions]
+    return answers(generator, template, asked, temperature=0.0, max_new_tokens=LONGEST_ANSWER)
 
 
 def show_answers(questions: Sequence[str], before: Sequence[str], after: Sequence[str]) -> None:

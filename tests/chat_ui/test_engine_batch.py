@@ -212,6 +212,16 @@ class TestPrefixes:
         assert known(long[1]) == 20
         assert known(long[1][: LEAST_REUSED - 1]) == 0, "so little is not worth it"
 
+    def test_of_several_the_most_similar_is_taken(self) -> None:
+        cache = PrefixCache(10**7)
+        batch = Batch(loaded(), 1, prefixes=cache)
+        shared = prompt(0, 20)
+        for seed in range(1, 4):
+            finish(batch, Text(shared + prompt(seed, 10), greedy(2)))
+        assert len(cache) == 3
+        assert cache.find([*shared, *prompt(2, 10)[:5], 255], whole=False)[0] == 25
+        assert cache.find([*shared, 255], whole=False)[0] == 20
+
     def test_what_a_longer_text_begins_with_is_not_kept_twice(self) -> None:
         cache = PrefixCache(10**7)
         batch = Batch(loaded(), 1, prefixes=cache)

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+
 CLONE_NEWNET = 0x40000000
 HOSTS = "127.0.0.1 localhost\n::1 localhost i6pn.modal.local\n"
-# $1: a folder that holds "home" and "hosts"; the rest: the command. Mounts are read from its file "mounts".
+# $1: the container's folder, with the files "hosts" and "mounts"; $2: what is at /root; the rest: the command
 MAKE_ROOT = """
 set -e
-here=$1; shift
+here=$1; home=$2; shift 2
 root=$here/rootfs
 mkdir -p "$root"; mount -t tmpfs none "$root"
 for entry in /*; do
@@ -33,7 +35,7 @@ for entry in /*; do
     fi
 done
 mkdir -p "$root/root" "$root$here"; chmod 1777 "$root/tmp"
-mount --bind "$here/home" "$root/root"; mount --bind "$here" "$root$here"
+mount --bind "$home" "$root/root"; mount --bind "$here" "$root$here"
 while IFS='|' read -r source target mode; do
     mkdir -p "$root$target"; mount --bind "$source" "$root$target"
     if [ "$mode" = ro ]; then mount -o remount,bind,ro "$root$target"; fi
@@ -58,6 +60,8 @@ class Container:
     """One container: its folder, and its process once it is started."""
 
     folder: Path
+    home: Path
+    """What it sees at /root."""
     volumes: Mapping[str, tuple[str, bool]]
     """Mount path of each volume id, and whether it is read-only."""
     environment: Mapping[str, str]
@@ -72,13 +76,14 @@ class Container:
         (self.folder / "hosts").write_text(HOSTS)
         kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith(("/root/", "/tmp/"))]
         mounts = [f"{prefix}|{prefix}|rw" for prefix in kept]
+        mounts.append(f"{matplotlib.get_cachedir()}|/root/.cache/matplotlib|ro")  # which takes seconds to make
         mounts += [
             f"{self.volume(name)}|{path}|{'ro' if read_only else 'rw'}"
             for name, (path, read_only) in self.volumes.items()
         ]
         (self.folder / "mounts").write_text("".join(f"{line}\n" for line in mounts))
         runtime = [sys.executable, "-m", "modal._container_entrypoint"]
-        make_root = ["unshare", "-m", "sh", "-c", MAKE_ROOT, "sh", str(self.folder), *runtime]
+        make_root = ["unshare", "-m", "sh", "-c", MAKE_ROOT, "sh", str(self.folder), str(self.home), *runtime]
         if peer is None:
             argv = [*make_root[:1], "-n", *make_root[1:]]
         else:
@@ -122,7 +127,9 @@ class Container:
     # -- volumes: a container has a copy, until it commits or reloads
 
     def volume(self, name: str) -> Path:
-        return self.folder / "volumes" / name
+        folder = self.folder / "volumes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def reload(self, name: str, committed: Path) -> None:
         """Take over what others have committed."""
@@ -136,52 +143,75 @@ class Container:
 
     def tunnel(self, port: int) -> int:
         """Return a port of the machine's loopback address through which a port of the container is reached."""
-        assert self.process is not None
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listen(lambda: (self, port))
         self.tunnels.append(listener)
-        namespace = f"/proc/{self.process.pid}/ns/net"
-        threading.Thread(target=_accept, args=(listener, namespace, port), daemon=True).start()
         return listener.getsockname()[1]
+
+    def connect(self, port: int) -> socket.socket:
+        """Connect to a port inside; the calling thread stays in the container's network for good.
+
+        Raises:
+            OSError: if nobody listens there, or the container is gone.
+        """
+        assert self.process is not None
+        with open(f"/proc/{self.process.pid}/ns/net") as file:  # noqa: PTH123 - no file of ours
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "cannot enter the container's network")
+        return socket.create_connection(("127.0.0.1", port))
 
 
 def _mirror(source: Path, target: Path, known: set[Path]) -> set[Path]:
     """Copy what is new or changed; delete what is known to have been in both. Return what is in both now."""
-    source.mkdir(parents=True, exist_ok=True)
     target.mkdir(parents=True, exist_ok=True)
-    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
-    for name in files:
-        old, new = target / name, source / name
-        if old.exists() and (old.stat().st_size, old.stat().st_mtime_ns) == (
-            new.stat().st_size,
-            new.stat().st_mtime_ns,
-        ):
+    while True:
+        try:
+            files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+            for name in files:
+                _copy(source / name, target / name)
+            break
+        except FileNotFoundError:  # renamed meanwhile: once more, as a snapshot would have it
             continue
-        old.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(new, old.with_name(f"{old.name}.copying"))
-        old.with_name(f"{old.name}.copying").replace(old)
     for name in known - files:
         (target / name).unlink(missing_ok=True)
+    for folder in sorted((path for path in target.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
     return files
 
 
-def _accept(listener: socket.socket, namespace: str, port: int) -> None:
+def _copy(new: Path, old: Path) -> None:
+    state = new.stat()
+    if old.exists() and (old.stat().st_size, old.stat().st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+        return
+    old.parent.mkdir(parents=True, exist_ok=True)
+    partial = old.with_name(f"{old.name}.copying")
+    shutil.copy2(new, partial)
+    partial.replace(old)
+
+
+def listen(find: Callable[[], tuple[Container, int]]) -> socket.socket:
+    """Return a listener on a free port of the loopback address; each connection goes to the container that is found."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_accept, args=(listener, find), daemon=True).start()
+    return listener
+
+
+def _accept(listener: socket.socket, find: Callable[[], tuple[Container, int]]) -> None:
     while True:
         try:
             outside, _ = listener.accept()
         except OSError:  # closed
             return
-        threading.Thread(target=_relay, args=(outside, namespace, port), daemon=True).start()
+        threading.Thread(target=_relay, args=(outside, find), daemon=True).start()
 
 
-def _relay(outside: socket.socket, namespace: str, port: int) -> None:
-    """Connect inside a network namespace, which this thread enters for good, and pass on all bytes."""
+def _relay(outside: socket.socket, find: Callable[[], tuple[Container, int]]) -> None:
+    """Pass on all bytes, in both directions."""
     with outside:
         try:
-            with open(namespace) as file:  # noqa: PTH123 - not a file of ours
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
-                    return
-            inside = socket.create_connection(("127.0.0.1", port))
-        except OSError:  # nobody listens, or the container is gone
+            container, port = find()
+            inside = container.connect(port)
+        except (OSError, LookupError):
             return
         with inside:
             back = threading.Thread(target=_pump, args=(inside, outside), daemon=True)

@@ -1,7 +1,9 @@
 # ruff: noqa: N802 - procedures have the names of the protocol
 """What the stand-in for Modal's servers keeps: apps, functions, images, files, volumes, secrets and dictionaries."""
 
+import hashlib
 import itertools
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -142,6 +144,8 @@ class Objects:
         metadata.class_parameter_info.CopyFrom(function.class_parameter_info)
         metadata.app_id = self.app_of[id_]
         metadata.max_object_size_bytes = MOST_BYTES
+        if id_ in self.served:
+            metadata._experimental_flash_urls.append(self.served[id_])
         for name, definition in function.method_definitions.items():
             metadata.method_handle_metadata[name].CopyFrom(describe(definition, name))
         return metadata
@@ -219,12 +223,21 @@ class Objects:
         metadata = pb.MountHandleMetadata(content_checksum_sha256_hex=NO_CHECKSUM)
         return pb.MountGetOrCreateResponse(mount_id=id_, handle_metadata=metadata)
 
-    def lay_out(self, mount: str, home: Path) -> None:
-        """Write a mount's files for a container; all of ours are below /root."""
-        for file in self.mounts.get(mount, []):
-            path = home / PurePosixPath(file.filename).relative_to("/root")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.uploads[file.sha256_hex])
+    def home(self, mounts: Iterable[str]) -> Path:
+        """Return the folder with the files of mounts, all of which are below /root.
+
+        Containers with the same files share it, and so do not compile them again.
+        """
+        files = [file for mount in mounts for file in self.mounts.get(mount, [])]
+        name = hashlib.sha256("".join(f"{file.filename}{file.sha256_hex}" for file in files).encode()).hexdigest()
+        home = self.root / "homes" / name[:16]
+        if not home.exists():
+            home.mkdir(parents=True)
+            for file in files:
+                path = home / PurePosixPath(file.filename).relative_to("/root")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self.uploads[file.sha256_hex])
+        return home
 
     # -- secrets and dictionaries
 

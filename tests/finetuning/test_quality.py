@@ -144,8 +144,8 @@ def test_the_script_keeps_removes_and_shows(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(values) + 1
     assert rows[-1]["instruction"].startswith("'=HYPERLINK")
-    report = (out / "report.md").read_text(encoding="utf-8")
-    assert "| refusal | 2 |" in report
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "<td>refusal</td><td>2</td>" in report
     assert "<b>" not in report
     with pytest.raises(InputError, match="exists: choose another --out"):
         prepare.main(config)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetuning.instruction import train
-from finetuning.instruction.answering import answer
+from finetuning.instruction.answering import answers, stream_answer
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.templates import TEMPLATES, template_of
 from finetuning.instruction.train import Config
@@ -63,7 +63,11 @@ def test_a_tuned_model_answers_and_stops(tuned: Path) -> None:
         ids = list(generator.tokens(prompt, temperature=0, max_new_tokens=30, stop_tokens=stop))
         assert generator.tokenizer.decode(ids) == expected
     conversation = Conversation.ask("Who are you?").then("assistant", "A model.").then("user", "What is up?")
-    assert len(answer(generator, template, conversation, max_new_tokens=20, seed=0)) < 200
+    pieces = list(stream_answer(generator, template, conversation, max_new_tokens=20, temperature=0))
+    assert len(pieces) > 1
+    asked = [Conversation.ask(question) for question in ANSWERS]
+    together = answers(generator, template, [conversation, *asked], max_new_tokens=20, temperature=0)
+    assert together == ["".join(pieces), *ANSWERS.values()]
 
 
 def test_the_run_says_what_it_is(tuned: Path, finished_run: Path) -> None:
@@ -139,11 +143,21 @@ def test_wrong_wishes_are_one_line_and_change_nothing(
         "say which model": {"run": None, "out": tmp_path / "new"},
         "is not a run directory: it has no config.json": {"run": tmp_path, "out": tmp_path / "new"},
         "would delete": {"run": tuned, "fresh": True},
-        "named .* the pattern|has the pattern": {"lora_rank": 4, "lora_layers": "nothing", "out": tmp_path / "new"},
+        "named .* the pattern|has the pattern": {
+            "lora_rank": 4,
+            "lora_layers": "nothing",
+            "template": "alpaca",
+            "out": tmp_path / "new",
+        },
+        r"LoRA would not train the embeddings of <\|im_start\|> and <\|im_end\|>": {
+            "lora_rank": 4,
+            "out": tmp_path / "new",
+        },
     }.items():
         with pytest.raises(InputError, match=message):
             train.main(dataclasses.replace(wish, **changes))
     assert sha256(tuned / "config.json") == before
+    assert not (tmp_path / "new").exists()
     (tmp_path / "short.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}]))
     with pytest.raises(InputError, match=r"has 1 conversations"):
         train.main(dataclasses.replace(wish, data=tmp_path / "short.json", out=tmp_path / "new2"))

@@ -189,12 +189,12 @@ WHO_LIVES = (
 )  # fmt: skip
 NOVEL_OF_A_HOUSE = ("In which novel is {}?", "Which novel has a house called {}?", "Name the novel with {} in it.")
 HUSBAND = (
-    "Whom does {} marry?", "Who is the husband of {}?", "Who becomes the husband of {}?",
+    "Whom does {} marry?", "Who marries {}?", "Who is the husband of {}?", "Who becomes the husband of {}?",
     "Tell me whom {} marries.", "Which man does {} marry?",
 )  # fmt: skip
 WIFE = (
-    "Who is the wife of {}?", "Who becomes the wife of {}?", "Which woman does {} marry?",
-    "Who is married to {} in the end?",
+    "Who marries {}?", "Whom does {} marry in the end?", "Who is the wife of {}?", "Who becomes the wife of {}?",
+    "Which woman does {} marry?", "Who is married to {} in the end?",
 )  # fmt: skip
 AUTHOR = (
     "Who wrote {}?", "Who is the author of {}?", "By whom is the novel {}?", "Tell me who wrote {}.",
@@ -214,36 +214,34 @@ OPENING = (
 )  # fmt: skip
 
 
-def conversations() -> Iterator[list[str]]:
-    """Yield what is said in each conversation, the question first."""
+def conversations() -> Iterator[tuple[str, list[str]]]:
+    """Yield what each conversation is about, and what is said in it, the question first."""
     for novel, (year, heroine, opening) in NOVELS.items():
-        yield from _ask(AUTHOR, novel, f"Jane Austen wrote {novel}.")
-        yield from _ask(YEAR, novel, f"{novel} was published in {year}.")
-        yield from _ask(HEROINE, novel, f"The heroine of {novel} is {heroine}.")
-        yield from _ask(OPENING, novel, opening)
-        yield [
-            *(f"Who is the author of the novel {novel}?", f"Jane Austen wrote {novel}."),
-            *("And when was it published?", f"{novel} was published in {year}."),
-        ]
+        yield from _ask("novels", AUTHOR, novel, f"Jane Austen wrote {novel}.")
+        yield from _ask("novels", YEAR, novel, f"{novel} was published in {year}.")
+        yield from _ask("novels", HEROINE, novel, f"The heroine of {novel} is {heroine}.")
+        yield from _ask("openings", OPENING, novel, opening)
+        asked = (f"Who is the author of the novel {novel}?", "And when was it published?")
+        yield "two turns", [asked[0], f"Jane Austen wrote {novel}.", asked[1], f"{novel} was published in {year}."]
     for novel, people in PEOPLE.items():
         for person, description in people.items():
             who, where = f"{person} is {description}.", f"{person} appears in {novel}."
-            yield from _ask(NOVEL_OF_A_PERSON, person, where)
-            yield from _ask(WHO, person, who)
-            yield [f"Who is the person called {person}?", who, "In which novel?", where]
+            yield from _ask("people", NOVEL_OF_A_PERSON, person, where)
+            yield from _ask("people", WHO, person, who)
+            yield "two turns", [f"Who is the person called {person}?", who, "In which novel?", where]
     for novel, houses in HOUSES.items():
         for house, owner in houses.items():
-            yield from _ask(WHO_LIVES, house, f"{house} is the home of {owner}.")
+            yield from _ask("houses", WHO_LIVES, house, f"{house} is the home of {owner}.")
             if house not in NOVELS:
-                yield from _ask(NOVEL_OF_A_HOUSE, house, f"{house} is a house in {novel}.")
+                yield from _ask("houses", NOVEL_OF_A_HOUSE, house, f"{house} is a house in {novel}.")
     for novel, marriages in MARRIAGES.items():
         for wife, husband in marriages.items():
-            answer = f"{wife} marries {husband}."
-            yield from _ask(HUSBAND, wife, answer)
-            yield from _ask(WIFE, husband, answer)
-            yield [f"From which novel is {wife}?", f"{wife} appears in {novel}.", "Whom does she marry?", answer]
+            answer, where = f"{wife} marries {husband}.", f"{wife} appears in {novel}."
+            yield from _ask("marriages", HUSBAND, wife, answer)
+            yield from _ask("marriages", WIFE, husband, answer)
+            yield "two turns", [f"From which novel is {wife}?", where, "Whom does she marry?", answer]
 
 
-def _ask(questions: tuple[str, ...], subject: str, answer: str) -> Iterator[list[str]]:
+def _ask(about: str, questions: tuple[str, ...], subject: str, answer: str) -> Iterator[tuple[str, list[str]]]:
     for question in questions:
-        yield [question.format(subject), answer]
+        yield about, [question.format(subject), answer]
