@@ -11,15 +11,25 @@ KEY := $(shell cat pyproject.toml requirements.lock | cksum | cut -d' ' -f1)
 CORE := $(VENV)/core-$(KEY)
 DEV := $(VENV)/dev-$(KEY)
 NOTEBOOKS := $(VENV)/notebooks-$(KEY)
+CHAT := $(VENV)/chat-$(KEY)
+PORT ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test exhaustive lint notebooks notebook clean
+.PHONY: help demo chat-model chat test exhaustive lint notebooks notebook clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(CORE)  ## train a small GPT from raw text on this machine (ARGS=--fresh starts over)
 	$(BIN)/python -m pretraining.demo $(ARGS)
+
+# A model that answers needs one that can write: without the demo's, that is made first.
+chat-model: $(CORE)  ## teach the demo's model to answer, on this machine (ARGS=--fresh starts over)
+	test -e runs/demo/results.json || $(BIN)/python -m pretraining.demo
+	$(BIN)/python -m finetuning.instruction.train demo $(ARGS)
+
+chat: $(CHAT)  ## talk to the models in runs/, or to GPT-2, in the browser (PORT=8000)
+	$(BIN)/python -m chat_ui.server --host 127.0.0.1 --port $(PORT) --runs runs $(ARGS)
 
 # Each worker has one core: two threads each would wait for one another, and so would processes that compile.
 PYTEST = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -35,7 +45,7 @@ lint: $(DEV)  ## check style and format
 	$(BIN)/ruff format --check .
 
 # What a cell prints is stored in as many parts as it came in; the second command joins them, so that pages compare.
-PAGES := */[0-9]*.ipynb */solutions/[0-9]*.ipynb
+PAGES := $(wildcard [a-z]*/[0-9]*.ipynb [a-z]*/*/[0-9]*.ipynb [a-z]*/*/*/[0-9]*.ipynb)
 notebooks: $(NOTEBOOKS)  ## execute every notebook and store its outputs
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False $(PAGES)
 	$(BIN)/jupyter nbconvert --coalesce-streams $(PAGES)
@@ -52,7 +62,7 @@ $(CORE): | $(VENV)/ready
 	@touch $@
 
 # With an extra comes the core.
-$(DEV) $(NOTEBOOKS): $(VENV)/%-$(KEY): | $(VENV)/ready
+$(DEV) $(NOTEBOOKS) $(CHAT): $(VENV)/%-$(KEY): | $(VENV)/ready
 	$(BIN)/python -m pip install -q -c requirements.lock -e '.[$*]'
 	@touch $@ $(CORE)
 

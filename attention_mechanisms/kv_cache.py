@@ -50,6 +50,7 @@ class LayerCache:
         self.buffers = [
             torch.zeros(batch_size, n_heads, max_length, head_dim, dtype=dtype, device=device) for head_dim in head_dims
         ]
+        self.looks_at_all = False  # at empty slots too, which the mask hides: products of one shape, whatever is stored
         # on the CPU, so that reading them never waits for a GPU
         self._lengths_B = torch.zeros(batch_size, dtype=torch.long, device="cpu")
 
@@ -102,7 +103,8 @@ class LayerCache:
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
                 buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
         self._lengths_B += T
-        return [buffer[:, :, :longest] for buffer in self.buffers], mask
+        seen = self.buffers[0].shape[2] if self.looks_at_all else longest
+        return [buffer[:, :, :seen] for buffer in self.buffers], mask
 
     def slots(self, positions_T: Tensor) -> Tensor:
         """Return the slot of `buffers` for the token at each position, in rows without padding."""
@@ -141,6 +143,26 @@ class LayerCache:
         part.buffers = [buffer[start:stop] for buffer in self.buffers]
         part._lengths_B = self._lengths_B[start:stop]
         return part
+
+    def read_row(self, row: int, length: int | None = None) -> list[Tensor]:
+        """Return what a row holds of its first `length` tokens, or of all: (G, length, D) for each of the head_dims.
+
+        They are views, which change as the row does: copy what is to be kept.
+        """
+        length = int(self._lengths_B[row]) if length is None else length
+        return [buffer[row, :, :length] for buffer in self.buffers]
+
+    def write_row(self, row: int, content: Sequence[Tensor], length: int) -> None:
+        """Let a row hold `length` tokens, as `read_row` returned them, whatever it held before.
+
+        Raises:
+            ValueError: if they are more than fit.
+        """
+        if self.max_length is not None and length > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} tokens per row: {length} do not fit")
+        for buffer, tokens_GSD in zip(self.buffers, content, strict=True):
+            buffer[row, :, : tokens_GSD.shape[1]] = tokens_GSD
+        self._lengths_B[row] = length
 
 
 class KVCache:
@@ -197,3 +219,20 @@ class KVCache:
     def rows(self, start: int, stop: int) -> KVCache:
         """Return some rows as a cache of their own, in the same memory."""
         return KVCache([layer.rows(start, stop) for layer in self.layers])
+
+    def read_row(self, row: int, length: int | None = None) -> list[list[Tensor]]:
+        """Return what a row holds of its first `length` tokens, or of all, layer by layer, as views.
+
+        Raises:
+            ValueError: if the layers hold rings, and the row more than `length` tokens.
+        """
+        return [layer.read_row(row, length) for layer in self.layers]
+
+    def write_row(self, row: int, content: Sequence[Sequence[Tensor]], length: int) -> None:
+        """Let a row hold `length` tokens, as `read_row` returned them, of this cache or of another one like it.
+
+        Raises:
+            ValueError: if they are more than fit.
+        """
+        for layer, tensors in zip(self.layers, content, strict=True):
+            layer.write_row(row, tensors, length)

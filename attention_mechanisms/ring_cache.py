@@ -129,3 +129,19 @@ class RingCache(LayerCache):
         assert isinstance(part, RingCache)
         part._positions_BS = self._positions_BS[start:stop]
         return part
+
+    def read_row(self, row: int, length: int | None = None) -> list[Tensor]:
+        """Return the ring of a row, and the positions of its tokens, as views.
+
+        Raises:
+            ValueError: if the row holds another number of tokens than `length`: the rest has been overwritten.
+        """
+        if length not in (None, self.lengths[row]):
+            raise ValueError(f"a ring of {self.lengths[row]} tokens cannot be read as one of {length}")
+        return [*(buffer[row] for buffer in self.buffers), self._positions_BS[row]]
+
+    def write_row(self, row: int, content: Sequence[Tensor], length: int) -> None:
+        """Let a row hold the ring that `read_row` returned."""
+        *rings, positions_S = content
+        super().write_row(row, rings, length)
+        self._positions_BS[row] = positions_S

@@ -12,8 +12,9 @@ Shapes: B rows, T time, V vocabulary.
 
 import codecs
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, Unpack
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from attention_mechanisms import KVCache, Mask
 from gpt_model.config import GPTConfig
-from gpt_model.sampling import Changes, Sampler, Sampling, check_tokens
+from gpt_model.sampling import Changes, Sampler, Sampling, check_tokens, choose_each
 from utils.files import InputError
 from working_with_text_data.minbpe import Tokenizer
 
@@ -115,6 +116,8 @@ class _Row:
     """A text being written."""
 
     ids: list[int]  # what the model knows of it, and the token it is to read next
+    sampling: Sampling
+    stop_tokens: Collection[int]
     ended: bool = False
 
     def make_room(self, context: int) -> None:
@@ -171,24 +174,31 @@ class TextGenerator:
         return (piece for _, piece in self.stream_batch([prompt], sampling, **changes))
 
     def generate_batch(
-        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Unpack[Changes]
+        self, prompts: Sequence[str], sampling: Sampling | Sequence[Sampling] | None = None, **changes: Unpack[Changes]
     ) -> list[str]:
-        """Return the continuation of each prompt. Arguments and errors as in `stream`."""
+        """Return the continuation of each prompt. Arguments and errors as in `stream_batch`."""
         texts = [""] * len(prompts)
         for row, piece in self.stream_batch(prompts, sampling, **changes):
             texts[row] += piece
         return texts
 
     def stream_batch(
-        self, prompts: Sequence[str], sampling: Sampling | None = None, **changes: Unpack[Changes]
+        self, prompts: Sequence[str], sampling: Sampling | Sequence[Sampling] | None = None, **changes: Unpack[Changes]
     ) -> Iterator[tuple[int, str]]:
         """Continue several prompts at once; yield which one, and the next piece of its text, as they come.
 
-        A row's text is what it would be alone, with its seed. Arguments and errors as in `stream`.
+        A row's text is what it would be alone, with its seed.
+
+        Args:
+            prompts: what to continue; an empty one begins a new document.
+            sampling: how: one for all, of which row i uses seed + i, or one for each.
+            changes: fields to set differently in all of them.
+
+        Raises:
+            InputError: as in `stream`, and if there is not one sampling for each prompt.
         """
-        sampling = replace(sampling or Sampling(), **changes)
-        rows = [_Row(self._encode(prompt)) for prompt in prompts]
-        return self._pieces(rows, self._choices(rows, sampling), sampling.stop)
+        rows = self._rows([self._encode(prompt) for prompt in prompts], sampling, changes)
+        return self._pieces(rows, self._choices(rows, is_shared=not isinstance(sampling, Sequence)))
 
     def tokens(
         self, prompt: Sequence[int], sampling: Sampling | None = None, **changes: Unpack[Changes]
@@ -198,10 +208,22 @@ class TextGenerator:
         Raises:
             InputError: as in `stream`, and for a prompt that is empty or has an id outside the vocabulary.
         """
-        sampling = replace(sampling or Sampling(), **changes)
-        check_ids(prompt, self.model.config.vocab_size)
-        choices = self._choices([_Row(list(prompt))], sampling)
-        return (token for _, token in choices if token is not None)
+        return (token for _, token in self.tokens_batch([prompt], sampling, **changes) if token is not None)
+
+    def tokens_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        **changes: Unpack[Changes],
+    ) -> Iterator[tuple[int, int | None]]:
+        """Continue several prompts at once; yield which one, and its next id, as they come: None where it ends.
+
+        Arguments and errors as in `stream_batch` and `tokens`.
+        """
+        for prompt in prompts:
+            check_ids(prompt, self.model.config.vocab_size)
+        rows = self._rows([list(prompt) for prompt in prompts], sampling, changes)
+        return self._choices(rows, is_shared=not isinstance(sampling, Sequence))
 
     def _encode(self, prompt: str) -> list[int]:
         ids = self.tokenizer.encode(prompt, disallowed_special=())
@@ -211,44 +233,58 @@ class TextGenerator:
             raise InputError("the prompt is empty, and the tokenizer has no <|endoftext|> to begin a text with")
         return [self.end_of_text]
 
-    def _pieces(
-        self, rows: list[_Row], choices: Iterator[tuple[int, int | None]], stop: Sequence[str]
-    ) -> Iterator[tuple[int, str]]:
-        texts = [StreamedText(stop) for _ in rows]
+    def _rows(
+        self, prompts: list[list[int]], sampling: Sampling | Sequence[Sampling] | None, changes: Changes
+    ) -> list[_Row]:
+        samplings = sampling if isinstance(sampling, Sequence) else [sampling or Sampling()] * len(prompts)
+        if len(samplings) != len(prompts):
+            raise InputError(f"there must be one sampling for each prompt, got {len(samplings)} for {len(prompts)}")
+        end = () if self.end_of_text is None else (self.end_of_text,)
+        rows = []
+        for ids, how in zip(prompts, (replace(how, **changes) for how in samplings), strict=True):
+            rows.append(_Row(ids, how, frozenset(end if how.stop_tokens is None else how.stop_tokens)))
+        return rows
+
+    def _pieces(self, rows: list[_Row], choices: Iterator[tuple[int, int | None]]) -> Iterator[tuple[int, str]]:
+        texts = [StreamedText(row.sampling.stop) for row in rows]
         for row, token in choices:
             data = b"" if token is None else self.tokenizer.decode_bytes([token])
             if piece := texts[row].add(data, final=token is None):
                 yield row, piece
             rows[row].ended |= texts[row].ended
 
-    def _choices(self, rows: list[_Row], sampling: Sampling) -> Iterator[tuple[int, int | None]]:
-        """Check what was asked for, say what will be forgotten, and begin."""
+    def _choices(self, rows: list[_Row], *, is_shared: bool) -> Iterator[tuple[int, int | None]]:
+        """Check what was asked for, say what will be forgotten, and begin; `is_shared`: all have the same sampling."""
         if not rows:
             return iter(())
         context = self.model.config.context_length
+        for row in rows:
+            if row.sampling.overflow == "error":
+                check_fits(len(row.ids), row.sampling.max_new_tokens, context)
         longest = max(len(row.ids) for row in rows)
-        if sampling.overflow == "error":
-            check_fits(longest, sampling.max_new_tokens, context)
+        n_new = max(row.sampling.max_new_tokens for row in rows)
         if longest > context:
             log.warning("the prompt's %s tokens exceed the context: its last %s are read", longest, context)
-        if min(longest, context) + sampling.max_new_tokens > context + 1:  # the last new token is never read
+        if min(longest, context) + n_new > context + 1:  # the last new token is never read
             log.warning("once the context of %s tokens is full, its older half is forgotten", context)
-        stop_tokens = sampling.stop_tokens
-        if stop_tokens is None:
-            stop_tokens = () if self.end_of_text is None else (self.end_of_text,)
-        vocab_size = self.model.config.vocab_size
-        sampler = Sampler(sampling, [row.ids for row in rows], vocab_size, stop_tokens, device_of(self.model))
-        return self._run(rows, sampler, set(stop_tokens))
+        first, vocab_size, device = rows[0], self.model.config.vocab_size, device_of(self.model)
+        choose: Callable[[Tensor], Tensor]
+        if is_shared:
+            choose = Sampler(first.sampling, [row.ids for row in rows], vocab_size, first.stop_tokens, device)
+        else:
+            samplers = [Sampler(row.sampling, [row.ids], vocab_size, row.stop_tokens, device) for row in rows]
+            choose = partial(choose_each, samplers=samplers)
+        return self._run(rows, choose)
 
     @torch.inference_mode()
-    def _run(self, rows: list[_Row], sampler: Sampler, stop_tokens: set[int]) -> Iterator[tuple[int, int | None]]:
+    def _run(self, rows: list[_Row], choose: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, int | None]]:
         """Yield (row, token) for each row and step, and (row, None) where one has ended.
 
         A row that the caller marks as ended yields nothing more. It is still computed until all others are done,
         since taking it out of the batch would move the cache of all others.
         """
         context = self.model.config.context_length
-        n_new = sampler.sampling.max_new_tokens
+        n_new = max(row.sampling.max_new_tokens for row in rows)
         longest = max(len(row.ids) for row in rows)
         for row in rows:
             row.ids = row.ids[-context:]
@@ -256,14 +292,14 @@ class TextGenerator:
         ids_BT, mask = _fill_up(rows, device_of(self.model))
         for step in range(1, n_new + 1):
             logits_B1V, _ = self.model(ids_BT, mask=mask, cache=cache, last_only=True)
-            chosen_B = sampler(logits_B1V[:, -1])
+            chosen_B = choose(logits_B1V[:, -1])
             for i, (row, token) in enumerate(zip(rows, chosen_B.tolist(), strict=True)):
                 if row.ended:
                     continue
                 row.ids.append(token)
-                row.ended = token in stop_tokens
+                row.ended = token in row.stop_tokens
                 yield i, None if row.ended else token
-                if step == n_new and not row.ended:
+                if step == row.sampling.max_new_tokens and not row.ended:
                     row.ended = True
                     yield i, None
             if all(row.ended for row in rows):

@@ -281,10 +281,46 @@ class Sampler:
             logits_BV = logits_BV.index_fill(-1, self.stop_tokens_N, -math.inf)
         return logits_BV
 
-    def __call__(self, logits_BV: Tensor) -> Tensor:
-        """Return the chosen ids (B,)."""
-        ids_B = choose(self.adjust(logits_BV), self.sampling, self.generators)
+    @property
+    def adjusts(self) -> bool:
+        """Whether `adjust` changes the next scores."""
+        is_short = self.n_chosen < self.sampling.min_new_tokens
+        return self.bias_V is not None or self.seen_BV is not None or is_short
+
+    def remember(self, ids_B: Tensor) -> None:
+        """Note what was chosen."""
         self.n_chosen += 1
         if self.seen_BV is not None:
             self.seen_BV.scatter_(1, ids_B[:, None], True)
+
+    def __call__(self, logits_BV: Tensor) -> Tensor:
+        """Return the chosen ids (B,)."""
+        ids_B = choose(self.adjust(logits_BV), self.sampling, self.generators)
+        self.remember(ids_B)
         return ids_B
+
+
+def choose_each(logits_BV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
+    """Return the chosen ids (B,) for rows with settings of their own: one sampler of one row for each.
+
+    Rows with equal settings are drawn together. Each gets what its sampler alone would choose.
+
+    Raises:
+        InputError: if for some row no token can be chosen; see `check_scores`.
+    """
+    if any(sampler.adjusts for sampler in samplers):
+        rows = logits_BV.split(1)
+        logits_BV = torch.cat([s.adjust(row) if s.adjusts else row for s, row in zip(samplers, rows, strict=True)])
+    alike: dict[tuple[float | None, ...], list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        how = sampler.sampling
+        drawn = () if how.temperature == 0 else (how.top_k, how.top_p, how.min_p)
+        alike.setdefault((how.temperature, *drawn), []).append(row)
+    ids_B = torch.empty(len(samplers), dtype=torch.long, device=logits_BV.device)
+    for rows in alike.values():
+        generators = [samplers[row].generators[0] for row in rows]
+        scores = logits_BV if len(rows) == len(samplers) else logits_BV[rows]
+        ids_B[rows] = choose(scores, samplers[rows[0]].sampling, generators)
+    for row, sampler in enumerate(samplers):
+        sampler.remember(ids_B[row : row + 1])
+    return ids_B

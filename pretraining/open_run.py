@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,12 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
     return config, model_config, data
 
 
-def check_deletable(run: Path) -> None:
+def check_deletable(run: Path, ours: Sequence[str] = RUN_FILES) -> None:
     """Check that `--fresh` may delete what is there: nothing, or a run directory without anybody else's files.
+
+    Args:
+        run: the run directory.
+        ours: patterns of what is written into it; the first is what it is known by.
 
     Raises:
         InputError: if something else is there; the message names it.
@@ -90,40 +95,40 @@ def check_deletable(run: Path) -> None:
             read_config(run)
         except InputError as error:
             raise InputError(f"{run} is not a run directory, so it is not deleted: choose another --out") from error
-        known = RUN_FILES
+        known = ours
     elif any(path.is_file() for path in run.rglob("*")):
-        known = RUN_FILES[:1]  # of this file a process that was killed as it began has left a part
+        known = ours[:1]  # of this file a process that was killed as it began has left a part
     else:
-        known = RUN_FILES  # a process that was killed as it deleted a run has left empty folders
+        known = ours  # a process that was killed as it deleted a run has left empty folders
     check_output_folder(run, known, overwrite=True)
 
 
-def delete_run(run: Path) -> None:
-    """Delete a run directory, if there is one.
+def delete_run(run: Path, ours: Sequence[str] = RUN_FILES) -> None:
+    """Delete a run directory, if there is one; arguments as in `check_deletable`.
 
     Raises:
         InputError: before anything is deleted, if something else is there.
     """
-    check_deletable(run)
-    delete_ours(run, RUN_FILES)
+    check_deletable(run, ours)
+    delete_ours(run, ours)
 
 
 def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
     """Make a new run directory; with `fresh`, in the place of the one that is there."""
     if config.fresh:
         check_deletable(config.out)
-    elif config.out.exists() and not _is_empty(config.out):
+    elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
     config = _settled(config)
     check_memory(config, model_config, pick_device(config.device))
     if config.fresh:
         delete_run(config.out)
     content = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
-    _store(config.out, {**content, "tokenizer": identity(tokenizer)})
+    store_config(config.out, {**content, "tokenizer": identity(tokenizer)})
     return config
 
 
-def _is_empty(path: Path) -> bool:
+def is_empty(path: Path) -> bool:
     """Return whether there is nothing in a folder but hidden files, such as a killed write leaves."""
     return path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())
 
@@ -147,7 +152,8 @@ def _as_json(config: Config, data: dict[str, BlockDataset]) -> dict[str, Any]:
     return {**values, "trainer": config.trainer, "blocks": {split: len(blocks) for split, blocks in data.items()}}
 
 
-def _store(run: Path, content: dict[str, Any]) -> None:
+def store_config(run: Path, content: dict[str, Any]) -> None:
+    """Write a run's config.json."""
     with write_atomically(run / CONFIG) as file:
         file.write(json.dumps(content, indent=1).encode())
 
@@ -180,10 +186,10 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]
     )
     check_memory(config, model_config, pick_device(config.device))
-    _forget_unfinished(run)
+    forget_unfinished(run)
     changed = {"steps": config.steps, "device": config.device}
     if any(there[name] != value for name, value in changed.items()):
-        _store(run, {**stored, "training": {**stored["training"], **changed}})
+        store_config(run, {**stored, "training": {**stored["training"], **changed}})
     return config
 
 
@@ -224,7 +230,7 @@ def _device_to_go_on(config: Config, began: str) -> str:
     return device
 
 
-def _forget_unfinished(run: Path) -> None:
+def forget_unfinished(run: Path) -> None:
     """Delete what a killed process has left half-written."""
     for folder in run.glob("train_state/.step_*.tmp"):
         shutil.rmtree(folder)

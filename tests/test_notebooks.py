@@ -13,8 +13,8 @@ import pytest
 from tests.kernels import execute
 
 ROOT = Path(__file__).parent.parent
-LESSONS = sorted(ROOT.glob("*/[0-9]*.ipynb"))
-NOTEBOOKS = [*LESSONS, *sorted(ROOT.glob("*/solutions/[0-9]*.ipynb"))]
+NOTEBOOKS = sorted(path for path in ROOT.glob("[a-z]*/**/[0-9]*.ipynb") if ".ipynb_checkpoints" not in path.parts)
+LESSONS = [path for path in NOTEBOOKS if path.parent.name != "solutions"]
 # The tag of a cell whose text is another elsewhere or later: it prints times, or what came of training, or it counts
 # the code of this repository.
 VARIES = "varies"

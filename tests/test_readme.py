@@ -24,10 +24,11 @@ from utils.measuring import markdown_table
 from working_with_text_data.benchmark import figures as tokenizer_figures
 
 ROOT = Path(__file__).parent.parent
-CHAPTERS = [
-    ROOT,
-    *(ROOT / name for name in ("working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining")),
-]
+NAMES = (
+    "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining", "finetuning/instruction",
+    "finetuning/classification", "chat_ui", "deployment",
+)  # fmt: skip
+CHAPTERS = [ROOT, *(ROOT / name for name in NAMES if (ROOT / name / "README.md").exists())]
 
 
 def results(name: str) -> dict[str, Any]:
@@ -249,6 +250,12 @@ IN_PLACE = {  # what to append, so that it is done in seconds
 }
 ELSEWHERE = {
     "make demo": "test_a_fresh_clone",
+    "make chat-model": "test_train.py: the command in it, with a smaller run",
+    "make chat": "tests/chat_ui: the command in it",
+    "python -m finetuning.instruction.train": "test_train.py",
+    "python -m finetuning.instruction.experiments": "test_experiments.py",
+    "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
+    "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
     "make lint": "test_layering.py::test_style runs the same",
     "make notebook": "test_make_lists_its_targets: it opens a browser",
     "make notebooks": "test_notebooks.py runs the same",
@@ -312,7 +319,7 @@ def shell(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
 
 def test_make_lists_its_targets() -> None:
     listed = shell(ROOT, "make").stdout
-    for target in ("demo", "test", "exhaustive", "lint", "notebooks", "notebook", "clean"):
+    for target in ("demo", "chat-model", "chat", "test", "exhaustive", "lint", "notebooks", "notebook", "clean"):
         assert f"make {target} " in listed
 
 

@@ -84,7 +84,26 @@ class ModelManager:
             cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "language-model-from-scratch"
         self.cache_dir = Path(cache_dir).expanduser()
 
-    def download_gpt2_model(self, size: str, *, force_download: bool = False, revision: str | None = None) -> Path:
+    def is_here(self, size: str) -> bool:
+        """Return whether all files of a size are here, so that nothing needs to be downloaded.
+
+        Raises:
+            InputError: if there is no such size.
+        """
+        release = _find_release(size)
+        return not _missing(self._folder(release, release.revision))
+
+    def _folder(self, release: Release, revision: str) -> Path:
+        return self.cache_dir / release.name / quote(revision, safe="")
+
+    def download_gpt2_model(
+        self,
+        size: str,
+        *,
+        force_download: bool = False,
+        revision: str | None = None,
+        progress: hub_download.Progress | None = None,
+    ) -> Path:
         """Return a folder in Hugging Face layout: config.json, weights, vocab.json, merges.txt, tokenizer.json.
 
         What was begun before, by any process, is continued; while another process downloads, this one waits for it.
@@ -93,6 +112,7 @@ class ModelManager:
             size: gpt2, gpt2-medium, gpt2-large or gpt2-xl, or another of the names in `SIZES`.
             force_download: fetch all files again; each old one stays until the new one is complete and verified.
             revision: a commit, branch or tag instead of the pinned commit. A branch is fetched once and then stays.
+            progress: called as the weights come, which are nearly all of it.
 
         Raises:
             InputError: if there is no such size.
@@ -103,7 +123,7 @@ class ModelManager:
         revision = release.revision if revision is None else revision
         if not re.fullmatch(r"\w[\w./-]*", revision):
             raise InputError(f"revision must be a commit, branch or tag, got {revision!r}")
-        folder = self.cache_dir / release.name / quote(revision, safe="")
+        folder = self._folder(release, revision)
         if not force_download and not _missing(folder):
             return folder
         try:
@@ -112,11 +132,7 @@ class ModelManager:
                 for name in FILES if force_download else _missing(folder):
                     if not force_download and (folder / name).exists():
                         log.warning("%s is not as it was downloaded: fetching it again", folder / name)
-                    pinned = release.sha256 if name == WEIGHTS and revision == release.revision else None
-                    sha256 = hub_download.download(
-                        release.repo, revision, name, folder / name, pinned, most_bytes=MOST_BYTES[name]
-                    )
-                    _record(folder, name, sha256)
+                    _fetch(release, revision, folder, name, progress if name == WEIGHTS else None)
         except NoConnectionError as error:
             wanted = ", ".join(_missing(folder)) or "a fresh copy of its files"
             command = f"python -m utils.gpt2_download --size {release.name}"
@@ -127,6 +143,15 @@ class ModelManager:
                 "folder here"
             ) from error
         return folder
+
+
+def _fetch(release: Release, revision: str, folder: Path, name: str, progress: hub_download.Progress | None) -> None:
+    """Download a file and note that it is complete."""
+    pinned = release.sha256 if name == WEIGHTS and revision == release.revision else None
+    sha256 = hub_download.download(
+        release.repo, revision, name, folder / name, pinned, most_bytes=MOST_BYTES[name], progress=progress
+    )
+    _record(folder, name, sha256)
 
 
 def _find_release(size: str) -> Release:

@@ -20,7 +20,7 @@ import shutil
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -74,7 +74,20 @@ def require_online() -> None:
         raise NoConnectionError("HF_HUB_OFFLINE is set")
 
 
-def download(repo: str, revision: str, name: str, target: Path, checksum: str | None = None, *, most_bytes: int) -> str:
+Progress = Callable[[int, int | None], None]
+"""Called with the bytes that have come and those of the whole file, None if the server does not say."""
+
+
+def download(
+    repo: str,
+    revision: str,
+    name: str,
+    target: Path,
+    checksum: str | None = None,
+    *,
+    most_bytes: int,
+    progress: Progress | None = None,
+) -> str:
     """Fetch a file of a repository and return its SHA-256. Until it is whole and right, `target` stays as it was.
 
     Two processes must not fetch the same file at once: hold a lock.
@@ -83,6 +96,7 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
         checksum: the SHA-256 that the file must have. Without it the server is believed: the ETag of a large file on
             the Hub is its SHA-256, that of a small one the SHA-1 of its git blob.
         most_bytes: no more than this is taken, or a server could fill the disk.
+        progress: called as the file comes, beside the progress bar.
 
     Raises:
         NoConnectionError: if the server cannot be reached, or HF_HUB_OFFLINE is set.
@@ -93,7 +107,7 @@ def download(repo: str, revision: str, name: str, target: Path, checksum: str | 
         raise DownloadError(f"{target} is a folder, where a file should come: remove it, or choose another cache")
     target.parent.mkdir(parents=True, exist_ok=True)
     url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(name)}"
-    return _Download(url, f"{endpoint()}/{repo}", target, checksum, most_bytes).run()
+    return _Download(url, f"{endpoint()}/{repo}", target, checksum, most_bytes, progress).run()
 
 
 @dataclass(frozen=True)
@@ -105,6 +119,7 @@ class _Download:
     target: Path
     checksum: str | None
     most_bytes: int
+    progress: Progress | None
 
     def run(self) -> str:
         for last_try in (False, True):
@@ -244,6 +259,8 @@ class _Download:
                     while rest:  # a disk that is nearly full takes a part of it
                         rest = rest[file.write(rest) :]
                 bar.update(len(block))
+                if self.progress is not None:
+                    self.progress(file.tell(), size)
             received = file.tell()
             with _writing(part):
                 os.fsync(file.fileno())

@@ -76,6 +76,12 @@ class Patience(Callback):
         """Return the lowest loss, how long ago it was, and the factor of the learning rate."""
         return {"best": self.best, "waited": self.waited, "lr_factor": self.lr_factor}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember them; a run that had ended by them has still ended."""
+        super().load_state_dict(state)
+        if self.waited >= self.patience:
+            self.run_out()
+
 
 class EarlyStopping(Patience):
     """End the run when the validation loss has not improved for some evaluations."""

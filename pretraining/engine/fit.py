@@ -94,6 +94,7 @@ def fit(
     trainer = Trainer(engine, batches, validation, schedule, run, plan, callbacks, trackers)
     if trainer.resume():
         log.info("%s: going on after step %s of %s", run, trainer.steps, plan.steps)
+        trainer.listen()  # to a callback that had ended the run
     else:
         trainer.save()  # so that there is something to resume from, and to compare with, from the start
     with stop_on_signal() as stop:
@@ -175,7 +176,7 @@ class Trainer:
         self.steps += 1
         for callback in self.callbacks:
             callback.after_step(self.engine, self.steps)
-        self._listen()
+        self.listen()
         if self._writing is not None and self.world.any(self.world.is_main and self._writing.done()):
             self.finish_saving()
 
@@ -201,7 +202,7 @@ class Trainer:
         if self.world.is_main:
             for tracker in self.trackers:
                 tracker.log(self.steps, {"seconds": round(self.seconds, 2), **entry})
-        self._listen()
+        self.listen()
         self.shown = {"loss": f"{entry['loss']:.3f}", "tokens_s": f"{entry['tokens_per_second']:,}"}
         self._forget()
 
@@ -217,7 +218,7 @@ class Trainer:
             callback.after_evaluation(self.engine, measures)
         return measures
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Take note of a callback that wants the run to end."""
         for callback in self.callbacks:
             if callback.stop is not None and self.stopped_by is None:

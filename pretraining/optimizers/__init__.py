@@ -28,7 +28,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return AdamW for everything; or Muon or GaLore for the matrices of the blocks, and AdamW for the rest.
 
-    Weight decay pulls matrices only: a bias or the gain of a norm has no reason to be near zero.
+    Weight decay pulls matrices only: a bias or the gain of a norm has no reason to be near zero. Frozen parameters are
+    left out.
 
     Args:
         model: the model whose parameters they move.
@@ -42,14 +43,14 @@ def make_optimizers(
         galore_every: steps between two choices of these directions.
         galore_scale: share of its steps that GaLore takes.
     """
-    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2]
+    matrices = [parameter for parameter in model.blocks.parameters() if parameter.ndim == 2 and parameter.requires_grad]
     rank = default_rank(model.config) if galore_rank is None else galore_rank
     if name == "galore":
         matrices = [matrix for matrix in matrices if min(matrix.shape) > rank]
     elif name == "adamw":
         matrices = []
     apart = set(matrices)
-    by_adamw = [parameter for parameter in model.parameters() if parameter not in apart]
+    by_adamw = [parameter for parameter in model.parameters() if parameter not in apart and parameter.requires_grad]
     groups = [
         {"params": [p for p in by_adamw if p.ndim == 2], "weight_decay": weight_decay},
         {"params": [p for p in by_adamw if p.ndim != 2], "weight_decay": 0.0},

@@ -1,0 +1,1 @@
+"""What measures the engine: see `python -m chat_ui.benchmark --help`."""

@@ -1,0 +1,288 @@
+"""The models that there are, and those that are loaded: as many as memory allows, the least recently used leaves."""
+
+import logging
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from chat_ui.engine.events import UnknownModelError
+from finetuning.instruction.templates import TEMPLATES, Template
+from gpt_model import run_directory
+from gpt_model.config import GPTConfig
+from gpt_model.costs import weight_bytes
+from gpt_model.fast.decoder import FastDecoder
+from gpt_model.generation import END_OF_TEXT, LanguageModel
+from utils.command_line import describe
+from utils.files import InputError
+from utils.gpt2_download import ModelManager
+from utils.hardware import pick_device
+from utils.hub_download import Progress
+from utils.memory import available_memory
+from working_with_text_data.minbpe import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["tuned", "base", "gpt2"]
+KINDS: dict[Kind, str] = {"tuned": "answers", "base": "continues text", "gpt2": "OpenAI's GPT-2, continues text"}
+GPT2 = {"gpt2": "gpt2-small", "gpt2-medium": "gpt2-medium", "gpt2-large": "gpt2-large", "gpt2-xl": "gpt2-xl"}
+SECONDS_BETWEEN_LOOKS = 1.0  # at the folder of runs
+FALLBACK_MEMORY = 4 * 2**30  # bytes, where the system does not say what it has
+
+
+class MemoryFullError(InputError):
+    """A model does not fit into memory beside those that must stay."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before it is loaded."""
+
+    name: str
+    """How to ask for it: a run directory's path below the folder of runs, or one of gpt2, gpt2-medium, ..."""
+    kind: Kind
+    """tuned: answers in a conversation; base: a run that continues text; gpt2: OpenAI's, which continues text too."""
+    made: datetime | None
+    """When its weights were written, in local time; None for GPT-2."""
+    template: str | None
+    """The name of the template of a tuned model."""
+    config: GPTConfig
+    run: Path | None
+    """The run directory; None for GPT-2."""
+    is_here: bool = True
+    """False: it must be downloaded first."""
+
+    @property
+    def context_length(self) -> int:
+        """Return how many tokens it can look at."""
+        return self.config.context_length
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its weights in memory."""
+        return weight_bytes(self.config, torch.float32)
+
+    @property
+    def label(self) -> str:
+        """Return a name for people: what it is, and when it was made."""
+        made = "" if self.made is None else f", made {self.made:%Y-%m-%d %H:%M}"
+        return f"{self.name} ({KINDS[self.kind]}{made})"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    info: ModelInfo
+    model: LanguageModel
+    tokenizer: Tokenizer
+    template: Template | None
+    stop_tokens: tuple[int, ...]
+    """Those that end its texts."""
+
+    @classmethod
+    def of(cls, info: ModelInfo, model: LanguageModel, tokenizer: Tokenizer) -> "Loaded":
+        """Return a model with what follows from its template.
+
+        Raises:
+            InputError: if the tokenizer lacks the template's special tokens.
+        """
+        template = None if info.template is None else TEMPLATES[info.template]
+        if template is None:
+            end = tokenizer.special_tokens.get(END_OF_TEXT)
+            return cls(info, model, tokenizer, None, () if end is None else (end,))
+        if missing := template.missing(tokenizer):
+            raise InputError(f"{info.name}: its tokenizer lacks {', '.join(missing)}, which {template.name} needs")
+        return cls(info, model, tokenizer, template, template.stop_tokens(tokenizer))
+
+
+@dataclass
+class _Resident:
+    """A model in memory, and what it takes there."""
+
+    loaded: Loaded
+    nbytes: int
+
+
+class Models:
+    """Finds models and keeps them in memory. All methods may be called from any thread.
+
+    Args:
+        runs: a folder; it, or each run directory in it at any depth, is a model.
+        gpt2: whether to offer GPT-2 in its four sizes, downloaded when first asked for.
+        memory: bytes of weights and caches to hold at most; None: half of what is free now. One model may always stay.
+        device: where the models compute: cpu, cuda or mps; auto takes a GPU if there is one.
+
+    Raises:
+        InputError: if there is no such device.
+    """
+
+    def __init__(self, runs: Path, *, gpt2: bool = True, memory: int | None = None, device: str = "auto") -> None:
+        self.runs = runs
+        self.device = pick_device(device)
+        self.memory = memory or int(min(available_memory() / 2, 2**50)) or FALLBACK_MEMORY
+        self._gpt2 = gpt2
+        self._lock = threading.RLock()
+        self._loading: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._resident: dict[str, _Resident] = {}  # the least recently used first
+        self._added: dict[str, ModelInfo] = {}
+        self._found: list[ModelInfo] = []
+        self._looked = -SECONDS_BETWEEN_LOOKS
+
+    def available(self) -> list[ModelInfo]:
+        """Return what there is now: tuned models, base models, GPT-2; of each kind the newest first.
+
+        A run directory that cannot be used is left out, with a warning in the log. What was found a second ago is
+        not looked for again.
+        """
+        with self._lock:
+            if time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
+                found = [info for run in _run_directories(self.runs) if (info := self._describe(run)) is not None]
+                found.sort(key=lambda info: (info.kind == "base", -info.made.timestamp() if info.made else 0.0))
+                taken = {info.name for info in found}
+                self._found = found + [info for info in self._gpt2_sizes() if info.name not in taken]
+                self._looked = time.monotonic()
+            return [*self._added.values(), *self._found]
+
+    def add(self, loaded: Loaded) -> None:
+        """Offer a model that is in memory and in no file; it stays there."""
+        with self._lock:
+            self._added[loaded.info.name] = loaded.info
+            self._resident[loaded.info.name] = _Resident(loaded, loaded.info.nbytes)
+
+    def info(self, name: str) -> ModelInfo:
+        """Return what is known of a model. One whose files are gone is still known while it is in memory.
+
+        Raises:
+            UnknownModelError: if there is none of that name.
+        """
+        found = self.available()
+        for info in found:
+            if info.name == name:
+                return info
+        with self._lock:
+            if name in self._resident:
+                return self._resident[name].loaded.info
+        names = ", ".join(info.name for info in found) or "none"
+        raise UnknownModelError(f"there is no model {name!r:.100}; there are: {names}")
+
+    def loaded(self) -> list[str]:
+        """Return the names of the models in memory, the least recently used first."""
+        with self._lock:
+            return list(self._resident)
+
+    def get(self, name: str) -> Loaded | None:
+        """Return a model if it is in memory and its files are those that are there now, and note that it is used."""
+        info = self.info(name)
+        with self._lock:
+            resident = self._resident.get(name)
+            if resident is None or resident.loaded.info.made != info.made:
+                return None
+            self._resident[name] = self._resident.pop(name)
+            return resident.loaded
+
+    def load(
+        self, name: str, progress: Progress | None = None, *, extra: int = 0, keep: Collection[str] = ()
+    ) -> Loaded:
+        """Return a model, read from the disk or downloaded if need be, which takes its time.
+
+        Args:
+            name: which one.
+            progress: called with the bytes that have come, and all of them, while it is downloaded.
+            extra: bytes that the caller will take for it beside the weights.
+            keep: models that must not leave for it.
+
+        Raises:
+            UnknownModelError: if there is none of that name.
+            MemoryFullError: if it does not fit beside `keep`.
+            InputError: if it cannot be read or downloaded.
+        """
+        with self._loading[name]:
+            if (loaded := self.get(name)) is not None:
+                return loaded
+            info = self.info(name)
+            self._make_room(info, extra, keep)
+            try:
+                if info.run is None:
+                    ModelManager().download_gpt2_model(name, progress=progress)
+                model, tokenizer = run_directory.load(info.run, name if info.run is None else None)
+            except OSError as error:
+                raise InputError(f"{name} cannot be loaded: {describe(error)}") from error
+            loaded = Loaded.of(info, FastDecoder(model.to(self.device), "float32"), tokenizer)
+            with self._lock:
+                self._looked = -SECONDS_BETWEEN_LOOKS  # a downloaded one is here now
+                self._resident[name] = _Resident(loaded, info.nbytes + extra)
+            return loaded
+
+    def unload(self, name: str) -> None:
+        """Forget a model that is in memory."""
+        with self._lock:
+            self._resident.pop(name, None)
+
+    def _make_room(self, info: ModelInfo, extra: int, keep: Collection[str]) -> None:
+        """Let the least recently used models leave until there is room; the old weights of the same name first."""
+        with self._lock:
+            self._resident.pop(info.name, None)
+            needed = info.nbytes + extra
+            for name in list(self._resident):
+                if self._taken() + needed <= self.memory:
+                    return
+                if name not in keep and name not in self._added:
+                    log.info("%s leaves memory for %s", name, info.name)
+                    del self._resident[name]
+            if self._resident and self._taken() + needed > self.memory:
+                others = ", ".join(self._resident)
+                raise MemoryFullError(f"{info.name} does not fit into memory beside {others}, which are in use")
+
+    def _taken(self) -> int:
+        return sum(resident.nbytes for resident in self._resident.values())
+
+    def _gpt2_sizes(self) -> Iterator[ModelInfo]:
+        if self._gpt2:
+            for name, preset in GPT2.items():
+                here = ModelManager().is_here(name)
+                yield ModelInfo(name, "gpt2", None, None, GPTConfig.preset(preset), None, here)
+
+    def _describe(self, run: Path) -> ModelInfo | None:
+        name = run.relative_to(self.runs).as_posix() if run != self.runs else run.resolve().name
+        try:
+            config, weights = run / "config.json", run / "model.safetensors"
+            content = _read(run, config.stat().st_mtime_ns)
+            made = datetime.fromtimestamp(weights.stat().st_mtime)
+        except OSError:
+            return None  # nothing is trained yet, or it is being deleted
+        if isinstance(content, str):
+            return None
+        model, template = content
+        return ModelInfo(name, "base" if template is None else "tuned", made, template, model, run)
+
+
+@lru_cache(maxsize=1024)
+def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None] | str:
+    """Return what a config.json says, or why it is of no use, which is logged the first time."""
+    try:
+        content = run_directory.read_config(run)
+        template = content.get("template")
+        if template is not None and template not in TEMPLATES:
+            raise InputError(f"{run}: its template {template!r} is not one of {', '.join(TEMPLATES)}")
+        return GPTConfig.from_dict(content["model"]), template
+    except (InputError, TypeError) as error:
+        log.warning("left out of the models: %s", error)
+        return str(error)
+
+
+def _run_directories(folder: Path) -> Iterator[Path]:
+    """Yield the folders with a config.json, at any depth, but not those inside such a folder."""
+    for path, folders, files in os.walk(folder):
+        if "config.json" in files:
+            folders.clear()
+            yield Path(path)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))

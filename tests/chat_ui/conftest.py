@@ -1,0 +1,72 @@
+"""What tests of the chat share: databases, and Chainlit in a folder that is thrown away."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chat_ui import frontend
+
+POSTGRES_PROGRAMS = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chainlit_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chainlit is imported once per process, and then knows one folder."""
+    home = tmp_path_factory.mktemp("chainlit")
+    frontend.prepare(home)
+    frontend.load()
+    return home
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty PostgreSQL, which the tests start, and of which each test makes a database of its own."""
+    programs = next((folder for folder in POSTGRES_PROGRAMS if (folder / "initdb").exists()), None)
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    folder = tmp_path_factory.mktemp("postgres")
+    data, user = folder / "data", []
+    if os.geteuid() == 0:  # it refuses to run as root
+        if "postgres" not in [entry.pw_name for entry in pwd.getpwall()]:
+            pytest.skip("PostgreSQL needs a user that is not root")
+        for parent in [folder, *folder.parents][:4]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        shutil.chown(folder, "postgres")
+        user = ["runuser", "-u", "postgres", "--"]
+
+    def call(program: str, *arguments: str) -> None:
+        subprocess.run([*user, str(programs / program), *arguments], check=True, capture_output=True, cwd=folder)
+
+    call("initdb", "--pgdata", str(data), "--auth=trust", "--username=chat", "--no-sync", "--encoding=UTF8")
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c shared_buffers=16MB"
+    call("pg_ctl", "--pgdata", str(data), "--wait", "--log", str(folder / "log"), "--options", options, "start")
+    yield f"postgresql://chat@/postgres?host={folder}"
+    call("pg_ctl", "--pgdata", str(data), "--mode=immediate", "stop")
+
+
+async def _make_database(server: str, name: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """Whatever keeps the history: None for SQLite, or the address of an empty database of PostgreSQL."""
+    if request.param == "sqlite":
+        return None
+    server: str = request.getfixturevalue("postgres")
+    name = f"test_{os.getpid()}_{next(numbers)}"
+    asyncio.run(_make_database(server, name))
+    return server.replace("/postgres?", f"/{name}?")
+
+
+numbers = iter(range(1_000_000))

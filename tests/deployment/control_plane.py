@@ -1,0 +1,482 @@
+# ruff: noqa: N802 - procedures have the names of the protocol
+"""A stand-in for Modal's servers on this machine: it takes what Modal's own client sends, and runs it.
+
+It speaks the protocol of the installed client (`modal_proto`) over a Unix socket. Functions run in Modal's own
+container runtime, over the files that the client uploaded and nothing else of the project; see containers.py. What
+Modal refuses is refused, see rules.py. Volumes are what they are there: a container has its own view, which others see
+once it is committed, and which shows what others committed once it is reloaded.
+"""
+
+import asyncio
+import http.server
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpclib.const
+import grpclib.server
+import torch
+from google.protobuf.empty_pb2 import Empty
+from modal_proto import api_grpc
+from modal_proto import api_pb2 as pb
+
+from tests.deployment import objects
+from tests.deployment.containers import Container, image_environment, listen
+from tests.deployment.rules import check_function
+
+GRACE = 10  # seconds from the SIGINT of a preemption to the SIGKILL; Modal waits 30
+MOST_LOST = 5  # times that an input is given to a new container after its own was lost
+WAIT = 5  # seconds that a container's request for work is held
+
+
+@dataclass
+class Call:
+    """A call of a function, by spawn or remote."""
+
+    id: str
+    function: str
+    inputs: dict[str, pb.FunctionGetInputsItem] = field(default_factory=dict)
+    outputs: list[pb.FunctionGetOutputsItem] = field(default_factory=list)
+    failures: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    cancelled: bool = False
+
+
+@dataclass
+class Task:
+    """A container at work: what it runs, its place in its cluster, and the inputs that it has taken."""
+
+    id: str
+    function: str
+    rank: int
+    container: Container
+    server: grpclib.server.Server
+    group: list["Task"]
+    taken: dict[str, Call] = field(default_factory=dict)
+    waiting: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    greeted: bool = False
+    ended: bool = False
+
+
+class ControlPlane(objects.Objects):
+    """See the module. Use `start()`; `close()` ends all containers."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="modal")))
+        self.tasks: dict[str, Task] = {}
+        self.calls: dict[str, Call] = {}
+        self.by_input: dict[str, Call] = {}
+        self.queues: dict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
+        self.lines: list[tuple[str, str, str]] = []  # app, call, line
+        self.listeners: dict[str, socket.socket] = {}
+        self.one_visitor = threading.Lock()
+        self.loop = asyncio.new_event_loop()
+        self.url = f"unix://{self.root}/socket"
+        self.server: grpclib.server.Server
+        self.thread: threading.Thread
+        self.files: _FileServer
+
+    # -- life
+
+    @classmethod
+    def start(cls) -> "ControlPlane":
+        """Return a control plane that serves on a thread of its own."""
+        plane = cls()
+        ready = threading.Event()
+
+        def serve() -> None:
+            asyncio.set_event_loop(plane.loop)
+            plane.server = plane.loop.run_until_complete(plane._serve(None))
+            ready.set()
+            plane.loop.run_forever()
+            plane.loop.run_until_complete(plane._stop())
+            plane.loop.close()
+
+        plane.thread = threading.Thread(target=serve, daemon=True)
+        plane.thread.start()
+        plane.files = _FileServer(plane.root)
+        ready.wait(10)
+        return plane
+
+    async def _serve(self, task: str | None) -> grpclib.server.Server:
+        path = self.root / "socket" if task is None else self.root / task / "socket"
+        path.parent.mkdir(exist_ok=True)
+        server = grpclib.server.Server([_Service(self, task)])
+        await server.start(path=str(path))
+        return server
+
+    async def _stop(self) -> None:
+        for server in [self.server, *(task.server for task in self.tasks.values())]:
+            server.close()
+            await server.wait_closed()
+        waiting = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0)  # transports are closed in the next round of the loop
+
+    def close(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
+        for task in self.tasks.values():
+            task.container.kill()
+        for task in self.tasks.values():
+            task.container.join()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.files.close()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def environment(self) -> dict[str, str]:
+        """Return what makes a client use this control plane."""
+        return {
+            "MODAL_SERVER_URL": self.url,
+            "MODAL_TOKEN_ID": "ak-test",
+            "MODAL_TOKEN_SECRET": "as-test",
+            "MODAL_CONFIG_PATH": str(self.root / "no-config"),
+        }
+
+    def running(self) -> list[Task]:
+        return [task for task in self.tasks.values() if not task.ended]
+
+    def output(self) -> str:
+        """Return all that containers have printed."""
+        return "".join(line for _, _, line in self.lines)
+
+    def preempt(self) -> None:
+        """Take the machine from all that runs, as Modal may at any moment: SIGINT, and SIGKILL after a while."""
+        for task in self.running():
+            task.container.interrupt()
+            threading.Timer(GRACE, task.container.kill).start()
+
+    # -- calls
+
+    async def FunctionMap(self, request: Any, _: str | None) -> pb.FunctionMapResponse:
+        call = Call(self.new("fc"), request.function_id)
+        self.calls[call.id] = call
+        items = [self._put(call, item) for item in request.pipelined_inputs]
+        return pb.FunctionMapResponse(
+            function_call_id=call.id, function_call_jwt=call.id, pipelined_inputs=items, max_inputs_outstanding=1000
+        )
+
+    async def FunctionPutInputs(self, request: Any, _: str | None) -> pb.FunctionPutInputsResponse:
+        call = self.calls[request.function_call_id]
+        return pb.FunctionPutInputsResponse(inputs=[self._put(call, item) for item in request.inputs])
+
+    def _put(self, call: Call, item: Any) -> pb.FunctionPutInputsResponseItem:
+        name = self.new("in")
+        call.inputs[name] = pb.FunctionGetInputsItem(
+            input_id=name, function_call_id=call.id, input=item.input, function_map_idx=item.idx
+        )
+        self.by_input[name] = call
+        self._enqueue(call, name)
+        return pb.FunctionPutInputsResponseItem(idx=item.idx, input_id=name, input_jwt=name)
+
+    def _enqueue(self, call: Call, name: str) -> None:
+        function = self.functions[call.function]
+        size = max(1, function._experimental_group_size)
+        if size > 1 or function.single_use_containers or not self._idle(call.function):
+            group: list[Task] = []
+            self.loop.create_task(self._spawn(call.function, size, group, name))
+        else:
+            self.queues[call.function].put_nowait(name)
+
+    def _idle(self, function: str) -> bool:
+        return any(task.function == function and not task.taken for task in self.running())
+
+    async def _spawn(self, function: str, size: int, group: list[Task], name: str) -> None:
+        for rank in range(size):
+            group.append(await self._start_container(function, rank, group))
+            group[-1].waiting.put_nowait(name)
+
+    async def _start_container(self, function: str, rank: int, group: list[Task]) -> Task:
+        id_, definition = self.new("ta"), self.functions[function]
+        server = await self._serve(id_)
+        folder = self.root / id_
+        volumes = {mount.volume_id: (mount.mount_path, mount.read_only) for mount in definition.volume_mounts}
+        arguments = pb.ContainerArguments(
+            task_id=id_, function_id=function, app_id=self.app_of[function], function_def=definition,
+            app_layout=self.app_layout(self.app_of[function]), environment_name="main", checkpoint_id="ch-1",
+        )  # fmt: skip
+        (folder / "arguments").write_bytes(arguments.SerializeToString())
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": "/root",
+            "PYTHONPATH": "/root",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # which results may depend on in the last bit
+            "GLOO_SOCKET_IFNAME": "lo",
+            **image_environment(self.image_commands(definition.image_id)),
+            **{name: value for secret in definition.secret_ids for name, value in self.secrets[secret].items()},
+            "MODAL_SERVER_URL": f"unix://{folder}/socket",
+            "MODAL_CONFIG_PATH": "/nonexistent",
+            "MODAL_TASK_ID": id_,
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(folder / "arguments"),
+            "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_AWS",
+        }
+        task = Task(
+            id_, function, rank, Container(folder, self.home(definition.mount_ids), volumes, environment), server, group
+        )
+        for volume in volumes:
+            task.container.reload(volume, self.committed(volume))
+        self.tasks[id_] = task
+        task.container.start(
+            lambda line: self._heard(task, line),
+            lambda: self.loop.call_soon_threadsafe(self._exited, task),
+            peer=group[0].container if group else None,
+        )
+        return task
+
+    def _heard(self, task: Task, line: str) -> None:
+        call = next(iter(task.taken.values())).id if task.taken else ""
+        self.lines.append((self.app_of[task.function], call, line))
+
+    def _exited(self, task: Task) -> None:
+        """A container is gone: what it had taken and not answered goes to a new one, as after a preemption."""
+        task.ended = True
+        task.server.close()
+        for other in task.group:
+            if not other.ended and other is not task and task.taken:
+                other.container.kill()
+        for name, call in task.taken.items():
+            lost = call.lost.get(name, 0) + 1
+            if task.rank == 0 and not call.cancelled and lost <= MOST_LOST:
+                call.lost[name] = lost
+                self._enqueue(call, name)
+        task.taken.clear()
+
+    async def FunctionGetInputs(self, request: Any, task: str | None) -> pb.FunctionGetInputsResponse:
+        mine = self.tasks[task or ""]
+        sources = (
+            [mine.waiting] if mine.group or not mine.waiting.empty() else [mine.waiting, self.queues[mine.function]]
+        )
+        until = time.monotonic() + WAIT
+        while time.monotonic() < until:
+            for queue in sources:
+                if not queue.empty():
+                    name = queue.get_nowait()
+                    call = self.by_input[name]
+                    mine.taken[name] = call
+                    return pb.FunctionGetInputsResponse(inputs=[call.inputs[name]])
+            await asyncio.sleep(0.02)
+        return pb.FunctionGetInputsResponse()
+
+    async def FunctionPutOutputs(self, request: Any, task: str | None) -> Empty:
+        mine = self.tasks[task or ""]
+        for output in request.outputs:
+            call = mine.taken.pop(output.input_id, None)
+            if call is None or mine.rank > 0 or call.cancelled:
+                continue
+            good = output.result.status == pb.GenericResult.GENERIC_STATUS_SUCCESS
+            failed = call.failures.get(output.input_id, 0)
+            if not good and failed < self.functions[call.function].retry_policy.retries:
+                call.failures[output.input_id] = failed + 1
+                self._enqueue(call, output.input_id)
+                continue
+            item = pb.FunctionGetOutputsItem(
+                result=output.result, input_id=output.input_id, data_format=output.data_format
+            )
+            item.idx = call.inputs[output.input_id].function_map_idx
+            call.outputs.append(item)
+        return Empty()
+
+    async def FunctionGetOutputs(self, request: Any, _: str | None) -> pb.FunctionGetOutputsResponse:
+        call = self.calls[request.function_call_id]
+        until = time.monotonic() + min(request.timeout, 20)
+        while not call.outputs and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+        return pb.FunctionGetOutputsResponse(
+            outputs=call.outputs, last_entry_id="1", num_unfinished_inputs=len(call.inputs) - len(call.outputs)
+        )
+
+    async def FunctionCallCancel(self, request: Any, _: str | None) -> Empty:
+        call = self.calls[request.function_call_id]
+        call.cancelled = True
+        for task in self.running():
+            if call in task.taken.values() and request.terminate_containers:
+                task.container.kill()
+        if not call.outputs:
+            result = pb.GenericResult(status=pb.GenericResult.GENERIC_STATUS_TERMINATED, exception="cancelled")
+            call.outputs = [pb.FunctionGetOutputsItem(result=result, input_id=name) for name in call.inputs]
+        return Empty()
+
+    async def FunctionCallFromId(self, request: Any, _: str | None) -> pb.FunctionCallFromIdResponse:
+        call = self.calls.get(request.function_call_id)
+        if call is None:
+            raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no function call {request.function_call_id}")
+        found = pb.FunctionCallFromIdResponse(function_call_id=call.id, num_inputs=len(call.inputs))
+        found.metadata.app_id = self.app_of[call.function]
+        return found
+
+    async def TaskClusterHello(self, request: Any, task: str | None) -> pb.TaskClusterHelloResponse:
+        mine = self.tasks[task or ""]
+        mine.greeted = True
+        size = self.functions[mine.function]._experimental_group_size
+        while len(mine.group) < size or not all(other.greeted for other in mine.group):
+            await asyncio.sleep(0.02)
+        return pb.TaskClusterHelloResponse(
+            cluster_id=f"cu-{mine.function}", cluster_rank=mine.rank,
+            container_ips=["::1"] * size, container_ipv4_ips=["127.0.0.1"] * size,
+        )  # fmt: skip
+
+    # -- what containers ask for
+
+    async def VolumeCommit(self, request: Any, task: str | None) -> pb.VolumeCommitResponse:
+        container = self.tasks[task or ""].container
+        if not container.volumes[request.volume_id][1]:
+            await asyncio.to_thread(container.commit, request.volume_id, self.committed(request.volume_id))
+        return pb.VolumeCommitResponse(skip_reload=True)
+
+    async def VolumeReload(self, request: Any, task: str | None) -> Empty:
+        container = self.tasks[task or ""].container
+        await asyncio.to_thread(container.reload, request.volume_id, self.committed(request.volume_id))
+        return Empty()
+
+    async def TunnelStart(self, request: Any, task: str | None) -> pb.TunnelStartResponse:
+        port = self.tasks[task or ""].container.tunnel(request.port)
+        if request.unencrypted:
+            return pb.TunnelStartResponse(host="127.0.0.1", port=0, unencrypted_host="127.0.0.1", unencrypted_port=port)
+        return pb.TunnelStartResponse(host="127.0.0.1", port=port)
+
+    # -- servers: a machine is started when somebody comes
+
+    async def ContainerServerLifecycleReady(self, _: Any, task: str | None) -> Any:
+        self.tasks[task or ""].greeted = True
+        return pb.ContainerServerLifecycleReadyResponse()
+
+    async def AppPublish(self, request: Any, task: str | None) -> pb.AppPublishResponse:
+        """What is deployed anew replaces what runs."""
+        for running in self.running():
+            if running.function in request.function_ids.values() and self.functions[running.function].is_server:
+                running.container.kill()
+        return await super().AppPublish(request, task)
+
+    async def AppStop(self, request: Any, task: str | None) -> Empty:
+        for running in self.running():
+            if self.app_of[running.function] == request.app_id:
+                running.container.kill()
+        return await super().AppStop(request, task)
+
+    def _serving(self, function: str) -> tuple[Container, int]:
+        """Return a container that serves, and its port; called for each visitor, on a thread of its own."""
+        if self.app_of[function] in self.stopped:
+            raise LookupError(function)
+        with self.one_visitor:
+            found = [task for task in self.running() if task.function == function]
+            if not found:
+                starting = asyncio.run_coroutine_threadsafe(self._start_container(function, 0, []), self.loop)
+                found = [starting.result(10)]
+        until = time.monotonic() + self.functions[function].http_config.startup_timeout
+        while not found[0].greeted:
+            if time.monotonic() > until or found[0].ended:
+                raise LookupError(function)
+            time.sleep(0.05)
+        return found[0].container, self.functions[function].http_config.port
+
+    async def AppGetLogs(self, request: Any, stream: Any) -> None:
+        """All lines of an app or a call, and those to come until it is over."""
+        sent = int(request.last_entry_id or 0)
+        until = time.monotonic() + (request.timeout or 55)
+        while time.monotonic() < until:
+            over = self._is_over(request)
+            fresh, first = self.lines[sent:], sent
+            sent += len(fresh)
+            for number, (app, call, line) in enumerate(fresh, start=first + 1):
+                if app == request.app_id and request.function_call_id in ("", call):
+                    logs = pb.TaskLogs(data=line, file_descriptor=pb.FILE_DESCRIPTOR_STDOUT, function_call_id=call)
+                    await stream.send_message(pb.TaskLogsBatch(entry_id=str(number), items=[logs]))
+            if over:
+                break
+            await asyncio.sleep(0.05)
+        await stream.send_message(pb.TaskLogsBatch(app_done=self._is_over(request)))
+
+    def _is_over(self, request: Any) -> bool:
+        call = self.calls.get(request.function_call_id)
+        return bool(call.outputs) if call else request.app_id in self.stopped
+
+    async def AppFetchLogs(self, request: Any, _: str | None) -> pb.AppFetchLogsResponse:
+        lines = [
+            pb.TaskLogs(data=line, file_descriptor=pb.FILE_DESCRIPTOR_STDOUT, timestamp=time.time())
+            for app, call, line in self.lines
+            if app == request.app_id and request.function_call_id in ("", call)
+        ]
+        return pb.AppFetchLogsResponse(batches=[pb.TaskLogsBatch(items=lines[-(request.limit or len(lines)) :])])
+
+    async def FunctionCreate(self, request: Any, task: str | None) -> pb.FunctionCreateResponse:
+        ranked = request.function_data.ranked_functions
+        for function in [rank.function for rank in ranked] or [request.function]:
+            check_function(function)
+        created = await super().FunctionCreate(request, task)
+        id_ = created.function_id
+        if self.functions[id_].is_server and id_ not in self.listeners:
+            self.listeners[id_] = listen(lambda: self._serving(id_))
+            self.served[id_] = f"http://127.0.0.1:{self.listeners[id_].getsockname()[1]}"
+        created.handle_metadata.CopyFrom(self.handle(id_))
+        return created
+
+
+class _Service:
+    """All remote procedures: those the plane has, and an empty answer for the rest; knows which container asks."""
+
+    def __init__(self, plane: ControlPlane, task: str | None) -> None:
+        self.plane = plane
+        self.task = task
+
+    def __mapping__(self) -> dict[str, grpclib.const.Handler]:
+        base = type("Base", (api_grpc.ModalClientBase,), {})
+        base.__abstractmethods__ = frozenset()
+        return {
+            path: grpclib.const.Handler(
+                self._handle(path.rpartition("/")[2], handler), handler.cardinality, handler.request_type,
+                handler.reply_type,
+            )
+            for path, handler in base().__mapping__().items()
+        }  # fmt: skip
+
+    def _handle(self, name: str, handler: Any) -> Callable[[Any], Coroutine[Any, Any, None]]:
+        procedure = getattr(self.plane, name, None)
+        single = handler.cardinality is grpclib.const.Cardinality.UNARY_UNARY
+
+        async def answer(stream: Any) -> None:
+            request = await stream.recv_message()
+            self.plane.asked.append((name, request))
+            if procedure is None and not single:
+                raise grpclib.GRPCError(grpclib.Status.UNIMPLEMENTED, name)
+            if not single:
+                await procedure(request, stream)
+            elif procedure is None:
+                await stream.send_message(handler.reply_type())
+            else:
+                await stream.send_message(await procedure(request, self.task))
+
+        return answer
+
+
+class _FileServer:
+    """Serves what is committed to volumes, as Modal does from where it stores blocks."""
+
+    def __init__(self, root: Path) -> None:
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(root / "committed"))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
