@@ -66,7 +66,8 @@ def tables(results: Path) -> str:
 def _table_and_machine(table: Callable[[Row], str], result: Row) -> str:
     here = result["machine"]
     where = here["gpu"] if here["device"] == "cuda" else f"{here['cpu']}, {here['threads']} threads"
-    return f"{table(result)}\n\n{where}, PyTorch {here['torch']}."
+    busy = f"; other programs' load when it began: {result['load']:.1f}" if result["load"] > 1 else ""
+    return f"{table(result)}\n\n{where}, PyTorch {here['torch']}{busy}."
 
 
 def draw_all(results: Path, figures: Path) -> None:
@@ -82,13 +83,8 @@ def draw_curve(path: Path, result: Row) -> None:
     with figure(figsize=(5.2, 3.4)) as (drawing, axes):
         for name, color in zip(names, COLORS, strict=False):
             rows = [row for row in result["rows"] if row["model"] == name and row["at_once"]]
-            axes.plot(
-                [row["at_once"] for row in rows],
-                [row["times_one"]["median"] for row in rows],
-                "o-",
-                color=color,
-                label=name,
-            )
+            gains = [row["times_one"]["median"] for row in rows]
+            axes.plot([row["at_once"] for row in rows], gains, "o-", color=color, label=name)
         numbers = sorted({row["at_once"] for row in result["rows"] if row["at_once"]})
         axes.plot(numbers, numbers, color=INK, linestyle=":", label="as if each were alone")
         axes.set_xscale("log", base=2)
