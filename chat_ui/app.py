@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat_ui.audit import Audit
 from chat_ui.conversations import conversation_of
+from chat_ui.database import now
 from chat_ui.engine import ModelInfo, Models, Request, Service
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
@@ -32,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 ALONE = "alone"  # the choice "compare with nothing"
 STARTERS = {
-    "Begin a novel": "It was a bright morning in the village, and",
+    "Ask about a novel": "Who marries Mr. Darcy?",
+    "Say hello": "Hello, how are you?",
+    "Begin a chapter": "It was a bright morning in the village, and",
     "Emma's opinion": "Emma was of the opinion that",
-    "Ask a question": "What makes a good friend?",
-    "Explain attention": "Explain in two sentences what attention does in a language model.",
 }
-NO_MODEL = "There is no checkpoint yet: `make demo` trains a small one; then reload this page."
+NO_MODEL = "There is no checkpoint yet: `make chat-model` makes a small one that answers; then reload this page."
 
 
 class App:
@@ -77,9 +78,10 @@ class App:
     def install(self) -> None:
         """Tell Chainlit what to call."""
         import chainlit as cl
+        from chainlit.config import config
 
         cl.on_chat_start(self.start)
-        cl.on_chat_resume(self.resume)
+        config.code.on_chat_resume = self.resume  # the decorator's would end the sign that an answer is coming
         cl.on_message(self.reply)
         cl.set_starters(self.starters)
         cl.data_layer(lambda: self.history)
@@ -255,7 +257,7 @@ class App:
         writings = [Writing(info.name, info.label, info.nbytes) for info in infos]
         facts = {"model": infos[0].name, "label": infos[0].label, "unfinished": True}
         live = Live(cl.Message("", author=infos[0].label, metadata=facts), writings, session, self.history)
-        live.message.created_at = cl.utils.utc_now()
+        live.message.created_at = now()
         self.live[session.thread_id] = live
         async with live.saving():
             runs = (

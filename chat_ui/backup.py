@@ -121,10 +121,10 @@ def _check_whole(path: Path) -> None:
                 raise ValueError("it is no backup of a chat history")
             if first["migrations"] > len(database.MIGRATIONS):
                 raise ValueError("it was written by a newer version")
-            n_lines, last = 0, ""
-            for last in lines:
-                n_lines += 1
-            if json.loads(last or "null") != {"rows": n_lines - 1}:
+            n_rows, last = -1, "null"
+            for line in lines:
+                n_rows, last = n_rows + 1, line
+            if json.loads(last) != {"rows": n_rows}:
                 raise ValueError("its end is missing")
     except FileNotFoundError:
         raise

@@ -25,18 +25,17 @@ def conversation_of(messages: Iterable[Message], system: str = "") -> Conversati
             if turns and turns[-1].role == "user":
                 turns.pop()
             turns.append(Turn("user", message.content))
-        elif message.type == "assistant_message" and turns and turns[-1].role == "user":
-            if text := answer_of(message):
-                turns.append(Turn("assistant", text))
+        elif turns and turns[-1].role == "user" and (text := answer_of(message)):
+            turns.append(Turn("assistant", text))
     if turns and turns[-1].role == "assistant":
         turns.pop()
     return Conversation(tuple(turns), system or None) if turns else None
 
 
 def answer_of(message: Message) -> str:
-    """Return the text of an answer; of two side by side, that of the chosen one; of a notice of the server's, none."""
+    """Return the text of an answer; of two side by side, that of the chosen one; of anything else, none."""
     metadata = message.metadata or {}
-    if metadata.get("notice"):
+    if message.type != "assistant_message" or metadata.get("notice"):
         return ""
     if "sides" in metadata:
         return metadata["sides"][metadata["chosen"]]["text"]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat_ui.app import App, tell
 from chat_ui.database import now
-from chat_ui.history import is_uuid
+from chat_ui.rows import is_uuid
 from chat_ui.settings import LIMITS
 from chat_ui.texts import LONGEST_MESSAGE, clean
 

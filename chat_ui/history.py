@@ -10,6 +10,7 @@ A database that does not answer ends no conversation: what cannot be written is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import uuid
@@ -23,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from chat_ui.database import ELEMENTS, REVOKED, STEPS, THREADS, USERS, now, writing
+from chat_ui.rows import clean_json, element_of, is_uuid, step_of, step_row, thread_of
 from chat_ui.texts import clean
 
 if TYPE_CHECKING:  # importing Chainlit writes files: see frontend.py
@@ -44,14 +46,18 @@ def _writes(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
 
     @functools.wraps(method)
     async def wrapper(self: History, *args: Any, **kwargs: Any) -> Any:
+        self._n_writing += 1
         try:
-            result = await method(self, *args, **kwargs)
+            async with self._turn:
+                result = await method(self, *args, **kwargs)
         except FAULTS as error:
             if self.problem is None:
                 logger.warning("the history does not answer: %s", " ".join(str(error).split())[:300])
             self.problem = GONE
             self.n_faults += 1
             return None
+        finally:
+            self._n_writing -= 1
         self.problem = None
         return result
 
@@ -97,6 +103,9 @@ class History:
         """What to tell a reader while nothing is saved; None while all is well."""
         self.n_faults = 0
         """How often the database did not answer."""
+        self._n_writing = 0
+        # SQLite takes one write at a time, and lets the others try again at random; here they wait in line.
+        self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
 
     # Users
 
@@ -164,9 +173,9 @@ class History:
                 select(STEPS).where(STEPS.c.thread_id == thread_id).order_by(STEPS.c.created_at, STEPS.c.id)
             )
             elements = await connection.execute(select(ELEMENTS).where(ELEMENTS.c.thread_id == thread_id))
-        return _thread(thread) | {  # type: ignore[return-value]
-            "steps": [_step(row) for row in steps],
-            "elements": [_element(row) for row in elements],
+        return thread_of(thread) | {  # type: ignore[return-value]
+            "steps": [step_of(row) for row in steps],
+            "elements": [element_of(row) for row in elements],
         }
 
     @_reads
@@ -189,7 +198,7 @@ class History:
         query = select(THREADS, USERS.c.identifier).join(USERS).where(wanted)
         query = query.order_by(THREADS.c.updated_at.desc(), THREADS.c.id.desc()).limit(n_rows + 1)
         async with self.engine.connect() as connection:
-            rows = [_thread(row) for row in await connection.execute(query)]
+            rows = [thread_of(row) for row in await connection.execute(query)]
         page = rows[:n_rows]
         ends = (page[0]["id"], page[-1]["id"]) if page else (None, None)
         return PaginatedResponse(pageInfo=PageInfo(len(rows) > n_rows, *ends), data=page)
@@ -210,7 +219,7 @@ class History:
         if name is not None:
             changes["name"] = " ".join(clean(name).split())[:LONGEST_NAME]
         if metadata is not None:
-            changes["metadata"] = _clean_json(metadata)
+            changes["metadata"] = clean_json(metadata)
         async with writing(self.engine) as connection:
             if user_id:
                 await self._make_thread(connection, thread_id, user_id)
@@ -244,7 +253,7 @@ class History:
         """Store a step in a thread of the current user's; one that is in another thread is not touched."""
         if not (is_uuid(step["id"]) and is_uuid(step["threadId"])):
             return
-        row = _row(step)
+        row = step_row(step)
         changed = {name: row[name] for name in ("parent_id", "name", "output", "rest")}
         async with writing(self.engine) as connection:
             if not await self._is_own(connection, step["threadId"]):
@@ -283,7 +292,7 @@ class History:
             "thread_id": element["threadId"],
             "step_id": element["forId"],
             "name": element["name"],
-            "props": _clean_json(element["props"]),
+            "props": clean_json(element["props"]),
         }
         async with writing(self.engine) as connection:
             if not await self._is_own(connection, row["thread_id"]):
@@ -303,7 +312,7 @@ class History:
         query = select(ELEMENTS).where(ELEMENTS.c.id == element_id, ELEMENTS.c.thread_id == thread_id)
         async with self.engine.connect() as connection:
             row = (await connection.execute(query)).first()
-        return row and _element(row)
+        return row and element_of(row)
 
     async def delete_element(self, element_id: str, thread_id: str | None = None) -> None:
         """Delete nothing: an element goes with its step."""
@@ -336,7 +345,10 @@ class History:
         return ""
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, when what is being written is there: Chainlit waits for none of its writes."""
+        await asyncio.sleep(0)
+        while self._n_writing:
+            await asyncio.sleep(0.01)
         await self.engine.dispose()
 
     def _insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
@@ -358,69 +370,7 @@ class History:
         return (await connection.execute(owner)).scalar_one_or_none() == user_id
 
 
-def is_uuid(text: object) -> bool:
-    """Return whether something is the usual form of a UUID: what every id in the history is."""
-    try:
-        return isinstance(text, str) and str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
-
-
 def _session() -> Any:
     from chainlit.context import context
 
     return context.session
-
-
-def _clean_json(value: Any) -> Any:
-    """Return JSON data whose texts can be stored."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(str(name)): _clean_json(inner) for name, inner in value.items()}
-    return [_clean_json(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-COLUMNS = {"id": "id", "threadId": "thread_id", "parentId": "parent_id", "type": "type", "name": "name"}
-
-
-def _row(step: StepDict) -> dict[str, Any]:
-    row: dict[str, Any] = {column: _clean_json(step.get(name)) for name, column in COLUMNS.items()}
-    rest = {name: value for name, value in step.items() if name not in (*COLUMNS, "output", "createdAt", "feedback")}
-    return row | {
-        "output": clean(step.get("output") or ""),
-        "created_at": step.get("createdAt") or now(),
-        "rest": _clean_json(rest),
-    }
-
-
-def _step(row: Any) -> StepDict:
-    step = {name: getattr(row, column) for name, column in COLUMNS.items()}
-    return row.rest | step | {"output": row.output, "createdAt": row.created_at, "feedback": None}
-
-
-def _element(row: Any) -> ElementDict:
-    return {
-        "id": row.id,
-        "threadId": row.thread_id,
-        "forId": row.step_id,
-        "name": row.name,
-        "props": row.props,
-        "type": "custom",
-        "display": "inline",
-        "mime": "application/json",
-    }
-
-
-def _thread(row: Any) -> dict[str, Any]:
-    return {
-        "id": row.id,
-        "createdAt": row.updated_at,  # by which the page sorts, and puts under "Today" and "Yesterday"
-        "name": row.name,
-        "userId": row.user_id,
-        "userIdentifier": row.identifier,
-        "tags": [],
-        "metadata": row.metadata,
-        "steps": [],
-        "elements": [],
-    }

@@ -73,7 +73,7 @@ class Live:
 
     async def wrote(self, piece: str) -> None:
         """Show a new piece of text."""
-        if self.is_comparison:
+        if self.is_comparison:  # whose texts stand in the element, which is sent as a whole
             if time.monotonic() - self._painted > PAINT_SECONDS:
                 await self.changed()
             return

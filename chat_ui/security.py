@@ -19,8 +19,9 @@ from chat_ui.logins import Logins, is_loopback
 
 LARGEST_BODY = 1_000_000  # bytes
 LOGINS_PER_MINUTE = 10  # tries from one address
-STATIC = ("/assets/", "/public/", "/favicon", "/logo", "/avatars/")
-WATCHED = ("/health", "/ready", "/metrics")
+STATIC_FOLDERS = ("/assets/", "/public/", "/avatars/")
+STATIC = ("/favicon", "/logo")
+WATCHED = ("/health", "/ready", "/metrics")  # by programs, which name the server as they like
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -106,19 +107,20 @@ class Security:
         path = scope["path"]
         if not self._is_ours(scope, headers):
             return 403, "this address is not of this server, or another page sent this request"
-        if int(headers.get("content-length") or 0) > LARGEST_BODY:
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:20]) > LARGEST_BODY:
             return 413, f"at most {LARGEST_BODY:,} bytes can be sent"
         address = (scope.get("client") or ("",))[0]
-        if path == "/login" and scope["type"] == "http" and scope["method"] == "POST":
-            if not self.login_tries.allow(address):
-                return 429, "too many tries to log in: wait a minute"
-        if not path.startswith((*STATIC, *WATCHED)) and not self.requests.allow(address):
+        logs_in = path == "/login" and scope["type"] == "http" and scope["method"] == "POST"
+        if logs_in and not self.login_tries.allow(address):
+            return 429, "too many tries to log in: wait a minute"
+        if not _is_public(path) and not self.requests.allow(address):
             return 429, "too many requests: wait a minute"
         return None
 
     def _is_ours(self, scope: Scope, headers: Headers) -> bool:
         """Return whether a request names an address of ours, and comes from a page of ours if it comes from a page."""
-        if scope["path"].startswith(WATCHED):
+        if scope["path"] in WATCHED:
             return True
         host = headers.get("host", "")
         name = urlsplit(f"//{host}").hostname or ""
@@ -137,7 +139,7 @@ class Security:
     async def _check_login(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """Return a refusal if the cookie is of a login that has ended; take note of one that ends now."""
         token = _cookie(headers)
-        if not token or scope["path"].startswith((*STATIC, *WATCHED)):
+        if not token or _is_public(scope["path"]):
             return None
         if scope["path"] == "/logout":
             await self.logins.revoke(token)
@@ -167,6 +169,11 @@ class Security:
 
 class _TooLargeError(Exception):
     """A body that is longer than it may be."""
+
+
+def _is_public(path: str) -> bool:
+    """Return whether everybody gets the same answer, and cheaply."""
+    return path in (*STATIC, *WATCHED) or path.startswith(STATIC_FOLDERS)
 
 
 def _limited(receive: Receive) -> Receive:

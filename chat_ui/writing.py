@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,10 @@ class Writing:
     """Speed and size, each with its unit, when it is finished."""
     notes: list[str] = field(default_factory=list)
     """What the reader should know: another model answers, or turns were forgotten."""
+    removed: bool = False
+    """Whether the content filter has taken it away."""
     answer: Answer | None = None
+    _unshown: str = ""
 
     def stop(self) -> None:
         """End it at the next token."""
@@ -84,27 +87,23 @@ class Writing:
         except (BusyError, InputError) as error:
             self.fail(str(error))
             return
+        painter = asyncio.create_task(self._paint(wrote, refuse))
         try:
-            await self._follow(wrote, changed, refuse)
+            await self._follow(changed)
         finally:
-            if not self.reason:  # the task was cancelled
-                self.answer.cancel()
+            painter.cancel()
+            if not self.reason:  # this task was cancelled
+                self.stop()
                 self.reason = "cancelled"
+        await self._flush(wrote, refuse)
 
-    async def _follow(
-        self,
-        wrote: Callable[[str], Awaitable[None]],
-        changed: Callable[[], Awaitable[None]],
-        refuse: Filter | None,
-    ) -> None:
-        piece, flushed = "", 0.0
+    async def _follow(self, changed: Callable[[], Awaitable[None]]) -> None:
         context = 0
         async for event in self.answer:  # type: ignore[union-attr]
             if isinstance(event, Piece):
-                piece += event.text
-                if time.monotonic() - flushed < FLUSH_SECONDS:
-                    continue
-            elif isinstance(event, Queued):
+                self._unshown += event.text
+                continue
+            if isinstance(event, Queued):
                 self.waiting = f"waiting: number {event.position} in the queue"
             elif isinstance(event, Loading):
                 self.waiting = _progress(event)
@@ -112,24 +111,32 @@ class Writing:
                 self.model, context = event.model, event.context_length
                 self.notes = _notes(event)
                 self.waiting = ""
-            if piece:
-                self.text += piece
-                if refuse is not None and refuse(self.text):
-                    self.stop()
-                    self.text = ""
-                    self.fail("The content filter has removed this answer.")
-                    return
-                await wrote(piece)
-                piece, flushed = "", time.monotonic()
-            if isinstance(event, Finished):
+            elif isinstance(event, Finished):
                 self._finish(event, context)
-            if not isinstance(event, Piece):
-                await changed()
+                return
+            await changed()
+
+    async def _paint(self, wrote: Callable[[str], Awaitable[None]], refuse: Filter | None) -> None:
+        """Show what was written a few times per second, since each time costs the page a repainting."""
+        while True:
+            await self._flush(wrote, refuse)
+            await asyncio.sleep(FLUSH_SECONDS)
+
+    async def _flush(self, wrote: Callable[[str], Awaitable[None]], refuse: Filter | None) -> None:
+        piece, self._unshown = self._unshown, ""
+        if not piece or self.removed:
+            return
+        self.text += piece
+        if refuse is not None and refuse(self.text):
+            self.text, self.removed = "", True
+            self.stop()
+            self.fail("The content filter has removed this answer.")
+            return
+        await wrote(piece)
 
     def _finish(self, event: Finished, context: int) -> None:
         self.reason, self.waiting = event.reason, ""
-        if event.error:
-            self.error = event.error
+        self.error = event.error or self.error
         n_written, n_read = event.usage.completion_tokens, event.usage.prompt_tokens
         speed = event.timings.tokens_per_second(n_written)
         figures = [f"{n_written:,} token{'s' * (n_written != 1)}"]

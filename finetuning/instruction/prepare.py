@@ -4,10 +4,10 @@
 
 Written are
 
-conversations.jsonl  what is kept, one example per line, each with a category: for `finetuning.instruction.train`
+kept.jsonl           what is kept, one example per line, each with a category: for `finetuning.instruction.train`
 removed.jsonl        what is not, each with the reason
 review.csv           a sample of both for reading by hand, in a spreadsheet
-report.md            how many of what, and examples
+report.md, .html     how many of what, and examples
 statistics.json      the same numbers
 """
 
@@ -25,20 +25,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetuning.instruction.categories import category_of
 from finetuning.instruction.quality import REASONS, Limits, Verdict, judge
 from finetuning.instruction.records import read_records, to_json
+from finetuning.instruction.scoring.answers import category
+from finetuning.instruction.scoring.study import cell
 from finetuning.instruction.templates import TEMPLATES
+from finetuning.pages import Page, shortened
 from gpt_model.run_directory import load_tokenizer
-from utils.files import InputError, printable, write_atomically
+from utils.files import InputError, write_atomically
 from utils.outputs import check_output_folder, delete_ours
 from utils.ranges import Count, Seed
 from working_with_text_data.minbpe import GPT2Tokenizer
 
 log = logging.getLogger(__name__)
 
-KEPT, REMOVED, REVIEW = "conversations.jsonl", "removed.jsonl", "review.csv"
-OURS = ("statistics.json", KEPT, REMOVED, REVIEW, "report.md")
+KEPT, REMOVED, REVIEW = "kept.jsonl", "removed.jsonl", "review.csv"
+OURS = ("statistics.json", KEPT, REMOVED, REVIEW, "report.md", "report.html")
 EXAMPLES = 3  # shown per reason
 LONGEST_SHOWN = 160  # characters of a text in the report
 
@@ -85,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     _write_lines(config.out / KEPT, (_as_json(verdict) for verdict in verdicts if verdict.reason is None))
     _write_lines(config.out / REMOVED, (_as_json(verdict) for verdict in verdicts if verdict.reason is not None))
     write_text(config.out / REVIEW, review_table(verdicts, config.review, config.seed))
-    write_text(config.out / "report.md", report(statistics, verdicts, config.data))
+    write_report(config.out, statistics, verdicts, config.data)
     write_text(config.out / "statistics.json", json.dumps(statistics, indent=1))
     log.info(
         "%s of %s examples are kept -> %s; removed: %s; %s are longer than %s tokens and will lose the beginning of "
@@ -100,7 +102,7 @@ def summarise(verdicts: Sequence[Verdict], context: int) -> dict[str, Any]:
     """Return counts by reason and category, and quantiles of tokens and scores of what is kept."""
     kept = [verdict for verdict in verdicts if verdict.reason is None]
     reasons = Counter(verdict.reason for verdict in verdicts if verdict.reason is not None)
-    categories = Counter(category(verdict) for verdict in kept)
+    categories = Counter(category(verdict.record) for verdict in kept)
     quantiles = (0, 5, 25, 50, 75, 95, 100)
 
     def spread(values: list[float]) -> dict[str, float]:
@@ -120,11 +122,6 @@ def summarise(verdicts: Sequence[Verdict], context: int) -> dict[str, Any]:
     }
 
 
-def category(verdict: Verdict) -> str:
-    """Return the category that the data gives an example, or else the rules."""
-    return verdict.record.category or category_of(verdict.record.prompt)
-
-
 def review_table(verdicts: Sequence[Verdict], size: int, seed: int) -> str:
     """Return a sample as CSV, with an empty column for a reader's own verdict."""
     chance = random.Random(seed)
@@ -141,47 +138,35 @@ def review_table(verdicts: Sequence[Verdict], size: int, seed: int) -> str:
         record = verdict.record
         numbers = (verdict.n_tokens, f"{verdict.score:.2f}", f"{verdict.toxicity:.2f}")
         texts = (cell(record.prompt), cell(record.response), "")
-        writer.writerow((record.number, verdict.reason or "", verdict.detail, category(verdict), *numbers, *texts))
+        writer.writerow(
+            (record.number, verdict.reason or "", verdict.detail, category(verdict.record), *numbers, *texts)
+        )
     return table.getvalue()
 
 
-def cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, and that holds nothing it cannot show."""
-    text = "".join(character for character in text if character.isprintable() or character in "\n\t")
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
-
-
-def report(statistics: dict[str, Any], verdicts: Sequence[Verdict], data: Path) -> str:
-    """Return the report as Markdown."""
+def write_report(folder: Path, statistics: dict[str, Any], verdicts: Sequence[Verdict], data: Path) -> None:
+    """Write report.md and report.html: the statistics, and examples of what was removed."""
     n = statistics["n"]
-    lines = [f"# {printable(data.name)}", "", f"{n:,} examples, of which {statistics['n_kept']:,} are kept.", ""]
-    lines += [
-        f"{statistics['n_longer_than_context']:,} of these are longer than {statistics['context']:,} tokens: training "
-        "cuts the beginning of their prompt.", "", "| removed for | examples | share |", "| --- | ---: | ---: |",
-    ]  # fmt: skip
-    lines += [f"| {reason} | {count:,} | {count / n:.2%} |" for reason, count in statistics["removed"].items()]
-    lines += ["", "| category | kept |", "| --- | ---: |"]
-    lines += [f"| {markdown(name)} | {count:,} |" for name, count in statistics["categories"].items()]
-    quantiles = list(statistics["tokens"])
-    lines += ["", f"| of what is kept | {' | '.join(quantiles)} |", f"| --- |{' ---: |' * len(quantiles)}"]
-    for key, title in (("tokens", "tokens"), ("answer_words", "words of the answer"), ("score", "score")):
-        lines.append(f"| {title} | {' | '.join(f'{value:g}' for value in statistics[key].values())} |")
+    page = Page(data.name)
+    page.paragraph(
+        f"{n:,} examples, of which {statistics['n_kept']:,} are kept. {statistics['n_longer_than_context']:,} of these "
+        f"are longer than {statistics['context']:,} tokens: training cuts the beginning of their prompt."
+    )
+    removed = statistics["removed"].items()
+    page.table(
+        ["removed for", "examples", "share"], [[why, f"{count:,}", f"{count / n:.2%}"] for why, count in removed]
+    )
+    page.table(["category", "kept"], [[name, f"{count:,}"] for name, count in statistics["categories"].items()])
+    titles = {"tokens": "tokens", "answer_words": "words of the answer", "score": "score"}
+    rows = [[title, *(f"{value:g}" for value in statistics[key].values())] for key, title in titles.items()]
+    page.table(["of what is kept", *statistics["tokens"]], rows)
     for reason in statistics["removed"]:
-        lines += ["", f"## Removed: {reason}", ""]
-        for verdict in [verdict for verdict in verdicts if verdict.reason == reason][:EXAMPLES]:
-            asked, answered = markdown(verdict.record.prompt), markdown(verdict.record.response)
-            lines.append(
-                f"- number {verdict.record.number} ({markdown(verdict.detail)}): {asked} **Answer:** {answered}"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def markdown(text: str) -> str:
-    """Return the beginning of a text on one line, with what Markdown or HTML would obey escaped."""
-    text = printable(" ".join(text.split()))
-    text = text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
-    text = text.replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{character}" if character in "\\`*_[]|#!" else character for character in text)
+        page.heading(f"Removed: {reason}")
+        examples = [verdict for verdict in verdicts if verdict.reason == reason][:EXAMPLES]
+        texts = [(str(v.record.number), v.detail, v.record.prompt, v.record.response) for v in examples]
+        shown = [[shortened(text, LONGEST_SHOWN) for text in row] for row in texts]
+        page.table(["number", "why", "instruction", "answer"], shown, is_text=True)
+    page.write(folder)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,7 +177,7 @@ def write_text(path: Path, text: str) -> None:
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:
     why = {} if verdict.reason is None else {"reason": verdict.reason, "detail": verdict.detail}
-    return {**to_json(verdict.record), "category": category(verdict), "number": verdict.record.number, **why}
+    return {**to_json(verdict.record), "category": category(verdict.record), "number": verdict.record.number, **why}
 
 
 def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:

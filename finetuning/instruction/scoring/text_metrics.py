@@ -96,13 +96,14 @@ def overlap(answers: Sequence[str], references: Sequence[str]) -> list[Measure]:
     """
     try:
         from rouge_score.rouge_scorer import RougeScorer  # here only: it loads NLTK
+        from rouge_score.tokenizers import DefaultTokenizer
         from sacrebleu.metrics import CHRF
     except ImportError as error:
         raise InputError(
             "comparing texts needs sacrebleu and rouge-score: pip install sacrebleu rouge-score"
         ) from error
     pairs = list(zip(answers, references, strict=True))
-    rouge, chrf = RougeScorer(["rougeL"]), CHRF()
+    rouge, chrf = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False)), CHRF()
     return [
         bleu(answers, references),
         mean_of("ROUGE-L", [100 * rouge.score(right, said)["rougeL"].fmeasure for said, right in pairs]),

@@ -1,0 +1,441 @@
+"""The app as a socket sees it: what a page gets when it behaves, and when it does not."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import socketio
+
+from chat_ui import server
+from chat_ui.history import GONE
+from chat_ui.texts import LONGEST_MESSAGE
+from tests.chat_ui.fakes import FakeModels, FakeService, Page, model, serving
+
+Serve = Callable[..., Any]
+
+
+class House:
+    """A server, its parts, and the pages that are open."""
+
+    def __init__(self, base: str, app: Any, service: FakeService) -> None:
+        self.base = base
+        self.chat = app.state.chat
+        self.service = service
+        self.pages: list[Page] = []
+
+    def page(self) -> Page:
+        self.pages.append(Page(self.base))
+        return self.pages[-1]
+
+    async def open(self, **settings: Any) -> Page:
+        return await self.page().open(**settings)
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Serves the app with a fake engine."""
+    import chainlit.data
+    from chainlit.config import config as chainlit_config
+
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+    @asynccontextmanager
+    async def opened(*infos: Any, **settings: Any) -> AsyncIterator[House]:
+        code = chainlit_config.code
+        code.password_auth_callback = code.header_auth_callback = code.oauth_callback = None
+        chainlit.data._data_layer_initialized, chainlit.data._data_layer = False, None
+        monkeypatch.setattr(chainlit_config.project, "session_timeout", 0.05)
+        models = FakeModels(*(infos or (model("demo"), model("other", kind="base"))))
+        service = FakeService(models)
+        config = server.Config(state=tmp_path / "state", runs=tmp_path, **settings)
+        app = server.build(config, models, service)  # type: ignore[arg-type]
+        async with serving(app) as base:
+            house = House(base, app, service)
+            try:
+                yield house
+            finally:
+                for page in house.pages:
+                    await page.close()
+
+    return opened
+
+
+def play(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(scenario)
+
+
+def test_a_message_is_answered_and_the_thread_resumed(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            answer = await page.ask("hello", model="demo", compare="alone")
+            assert answer["output"] == "demo heard: hello "
+            assert answer["metadata"]["model"] == "demo"
+            below = page.below()[-1]
+            assert below["label"] == "demo (answers, made 2026-11-27 12:00)"
+            assert below["figures"][:3] == ["3 tokens", "first after 50 ms", "2 tokens/s"]
+            await page.ask("and more", model="other")  # the model changes, the conversation stays
+            assert [turn.text for turn in home.service.requests[-1].prompt.turns] == [
+                "hello", "demo heard: hello ", "and more",
+            ]  # fmt: skip
+            await page.socket.emit("chat_settings_change", {"top_k": 7, "temperature": -5, "evil": "x" * 99})
+            await page.ask("third")
+            assert home.service.requests[-1].sampling.top_k == 7
+            assert home.service.requests[-1].sampling.temperature == 0
+
+            again = home.page()
+            again.http.cookies = page.http.cookies
+            await page.socket.disconnect()
+            await again.open(thread=page.thread())
+            thread = await again.until("resume_thread")
+            said = [step["output"] for step in thread["steps"] if step["type"].endswith("message")]
+            assert said == [
+                "hello", "demo heard: hello ", "and more", "other heard: and more ", "third", "demo heard: third ",
+            ]  # fmt: skip
+            assert len(thread["elements"]) == 3
+            settings = {item["id"]: item["initial"] for item in again.of("chat_settings")[-1]}
+            assert (settings["top_k"], settings["temperature"]) == (7, 0)
+            await again.ask("fourth")
+            assert len(home.service.requests[-1].prompt.turns) == 7
+
+    play(scenario())
+
+
+def test_stop_edit_regenerate_and_compare(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            question = await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            await page.send("at the same time")  # from a client that does not wait
+            await page.shows("One answer at a time")
+            await page.socket.emit("stop")
+            await page.ended(1)
+            stopped = page.answers()[0]
+            assert stopped["output"] == "demo heard: go on slowly "
+            assert page.below()[-1]["figures"][-1] == "stopped"
+
+            home.service.go_on = lambda: True
+            await page.act("regenerate", id=stopped["id"])
+            await page.ended(2)
+            (anew,) = page.answers()
+            assert anew["output"] == "demo heard: go on slowly on on on on on "
+            assert anew["id"] != stopped["id"]
+
+            await page.socket.emit("edit_message", {"message": {"id": question, "output": "edited"}})
+            await page.ended(3)
+            assert [answer["output"] for answer in page.answers()] == ["demo heard: edited "]
+            assert [turn.text for turn in home.service.requests[-1].prompt.turns] == ["edited"]
+
+            both = await page.ask("both", model="demo", compare="other")
+            assert [side["text"] for side in both["metadata"]["sides"]] == ["demo heard: both ", "other heard: both "]
+            await page.act("choose", id=both["id"], side=1)
+            await page.ask("next")
+            assert home.service.requests[-1].prompt.turns[3].text == "other heard: both "
+
+            exported = await page.http.get(f"/export/{page.thread()}.json")
+            messages = exported.json()["messages"]
+            assert [message.get("text") for message in messages] == ["edited", None, "both", None, "next", None]
+            assert [answer["model"] for answer in messages[3]["answers"]] == ["demo", "other"]
+            markdown = (await page.http.get(f"/export/{page.thread()}.md")).text
+            assert "## You\n\n> edited\n" in markdown
+            assert (await page.http.get(f"/export/{uuid.uuid4()}.md")).status_code == 404
+
+    play(scenario())
+
+
+def test_a_page_that_is_opened_again_goes_on_with_the_answer(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            second = await home.page().open(thread=page.thread())
+            thread = await second.until("resume_thread")
+            answer = thread["steps"][-1]
+            assert answer["output"] == "demo heard: go on slowly "
+            await second.until("task_start")
+            await page.socket.disconnect()
+            home.service.go_on = lambda: True
+            await second.ended(1)
+            assert second.of("update_message")[-1]["output"] == "demo heard: go on slowly on on on on on "
+            await second.ask("next")
+            assert len(home.service.requests[-1].prompt.turns) == 3
+
+    play(scenario())
+
+
+def test_faults_of_the_engine_are_told(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.ask("too many")
+            assert page.below()[-1]["error"] == "the queue is full: try again in a moment"
+            await page.ask("break it now")
+            assert page.below()[-1]["error"] == "the model broke"
+            await page.ask("gone", model="deleted")
+            assert "there is no model 'deleted'" in page.answers()[-2]["output"]
+            assert page.answers()[-1]["output"] == "demo heard: gone "
+            home.service.models.infos.clear()
+            await page.ask("nobody")
+            assert "make chat-model" in page.answers()[-1]["output"]
+
+            def submit(request: Any) -> None:
+                raise RuntimeError("a bug")
+
+            home.service.models.infos.append(model("demo"))
+            home.service.submit = submit
+            await page.ask("bug")
+            assert "a fault of the server's" in page.answers()[-1]["output"]
+
+    play(scenario())
+
+
+def test_malformed_events_do_nothing(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            v1 = str(uuid.uuid1())
+            sound = {"id": str(uuid.uuid4()), "output": "x"}
+            wrong: list[Any] = [
+                None, "x", 1, [], {"message": None}, {"message": []}, {"message": {}}, {"message": sound | {"id": v1}},
+                {"message": sound | {"id": "x' OR 1=1 --"}}, {"message": sound | {"output": None}},
+                {"message": sound | {"output": {"a": []}}}, {"message": sound | {"output": " \n"}},
+            ]  # fmt: skip
+            for payload in wrong:
+                for event in ("client_message", "edit_message"):
+                    await page.socket.emit(event, payload)
+                await page.socket.emit("chat_settings_change", payload)
+            for event in ("message_favorite", "audio_start", "audio_chunk", "window_message", "nonsense"):
+                await page.socket.emit(event, {"message": sound})
+            await page.socket.emit("edit_message", {"message": sound})  # of nobody
+            for _ in range(3):
+                await page.socket.emit("connection_successful")
+            await page.send("x" * 100_000)
+            await page.shows(f"at most {LONGEST_MESSAGE:,}")
+            # the client's own words on who it is, which type it sends, and where
+            forged = sound | {"type": "assistant_message", "name": "root", "threadId": str(uuid.uuid4())}
+            forged |= {"modes": {"model": ["x"]}, "metadata": {"sides": 1}, "parentId": "x", "isError": True}
+            await page.socket.emit("client_message", {"message": forged, "fileReferences": [{"id": "x"}]})
+            await page.ended(1)
+            thread = await home.chat.history.get_thread(page.thread())
+            first = next(step for step in thread["steps"] if step["type"] != "run")
+            assert (first["type"], first["name"], first["metadata"]) == ("user_message", "you", {})
+            assert len(home.service.requests) == 1
+            assert len(page.of("set_modes")) == 1
+            for action in ("regenerate", "choose"):
+                for payload in (
+                    {},
+                    {"id": 1},
+                    {"id": {"a": 1}, "side": []},
+                    {"id": page.answers()[-1]["id"], "side": 9},
+                ):
+                    assert (await page.act(action, **payload)).status_code == 200
+            assert (await page.act("delete_everything")).status_code == 404
+            await page.socket.emit("client_message", {"message": sound | {"output": "x" * 2_000_000}})
+            async with asyncio.timeout(5):
+                await page.socket.wait()  # it is thrown out
+            assert (await page.http.get("/ready")).json()["ready"]
+
+    play(scenario())
+
+
+def test_sockets_are_for_pages_of_ours(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            for settings in (
+                {"origin": "https://evil.example"}, {"sessionId": "1"}, {"sessionId": None}, {"sessionId": ["x"]},
+            ):  # fmt: skip
+                with pytest.raises(socketio.exceptions.ConnectionError):
+                    await home.page().open(**settings)
+            page = home.page()
+            page.http.cookies.set("access_token", "forged")
+            with pytest.raises(socketio.exceptions.ConnectionError):
+                await page.open()
+            injected = await home.open(threadId="x'; DROP TABLE steps; --")
+            assert (await injected.ask("hello"))["output"] == "demo heard: hello "
+            polling = await injected.http.get("/ws/socket.io/?EIO=4&transport=polling")
+            assert polling.status_code == 400
+
+    play(scenario())
+
+
+def test_what_nobody_needs_is_not_there(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.ask("hello")
+            for method, path in [
+                ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("POST", "/project/file"),
+                ("PUT", "/feedback"), ("PUT", "/project/element"), ("PUT", "/project/thread/share"), ("POST", "/mcp"),
+                ("GET", f"/project/share/{page.thread()}"), ("POST", "/auth/jwt"), ("GET", "/copilot/index.js"),
+                ("GET", "/nonsense"),
+            ]:  # fmt: skip
+                assert (await page.http.request(method, path, json={})).status_code in (404, 405), path
+            for path in ("/public/../secret", "/public/%2e%2e/%2e%2e/secret", "/assets/..%2f..%2fsecret"):
+                assert (await page.http.get(path)).status_code in (400, 404)
+            html = (await page.http.get("/")).text
+            assert "https://" not in html.replace("https://github.com", "")
+            large = await page.http.post("/project/threads", content=b"x" * 1_100_000)
+            assert large.status_code == 413
+
+            async def drops() -> AsyncIterator[bytes]:
+                for _ in range(20):
+                    yield b"x" * 100_000
+
+            assert (await page.http.post("/project/threads", content=drops())).status_code in (400, 413)
+
+    play(scenario())
+
+
+def test_headers_and_foreign_pages(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home, httpx.AsyncClient(base_url=home.base) as client:
+            page = await client.get("/")
+            assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
+            assert page.headers["x-content-type-options"] == "nosniff"
+            evil = {"origin": "https://evil.example"}
+            assert (await client.post("/auth/header", headers=evil)).status_code == 403
+            answer = await client.options("/user", headers=evil | {"access-control-request-method": "GET"})
+            assert "access-control-allow-origin" not in answer.headers
+            rebound = await client.post("/auth/header", headers={"host": "evil.example"})
+            assert rebound.status_code == 403
+            assert (await client.post("/auth/header", headers={"origin": home.base})).status_code == 200
+
+    play(scenario())
+
+
+def test_more_messages_than_allowed(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(requests_per_minute=2) as home:
+            page = await home.open()
+            second = await home.open()  # another page of the same user
+            await page.ask("one")
+            await second.ask("two")
+            await page.send("three")
+            await page.shows("more than 2 messages per minute")
+            await page.act("regenerate", id=page.answers()[0]["id"])
+            assert len(home.service.requests) == 2
+
+    play(scenario())
+
+
+def test_people_log_in_and_out(house: Serve, tmp_path: Path) -> None:
+    accounts = server.Accounts(tmp_path / "state" / "accounts.json")
+    accounts.add("ada", "correct horse")
+    accounts.add("mallory", "battery staple")
+
+    async def scenario() -> None:
+        async with house(host="0.0.0.0", origin=("https://chat.example.org",)) as home:
+            ada, mallory = home.page(), home.page()
+            for page in (ada, mallory):
+                page.http.headers["host"] = "chat.example.org"
+            assert (await ada.log_in()).status_code == 400
+            assert (await ada.log_in("ada", "wrong")).status_code == 401
+            assert (await ada.log_in("nobody", "wrong")).status_code == 401
+            entered = await ada.log_in("ada", "correct horse")
+            assert entered.status_code == 200
+            cookie = entered.headers["set-cookie"]
+            assert all(word in cookie for word in ("HttpOnly", "Secure", "SameSite=lax", "Max-Age=43200"))
+            await mallory.log_in("mallory", "battery staple")
+            token = ada.http.cookies["access_token"] if "access_token" in ada.http.cookies else cookie.split("=")[1]
+            jar = {"cookie": f"access_token={token.split(';')[0]}"}
+            assert (await ada.http.get("/user", headers=jar)).json()["identifier"] == "ada"
+            assert (await ada.http.post("/logout", headers=jar)).status_code == 200
+            assert (await ada.http.get("/user", headers=jar)).status_code == 401
+            for _ in range(10):
+                last = await ada.log_in("ada", "wrong")
+            assert last.status_code == 429
+
+    play(scenario())
+
+
+# aiosqlite leaves open what it could not open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_chat_goes_on_without_its_database(house: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.ask("kept")
+            file = tmp_path / "state" / "history.sqlite"
+            await home.chat.history.engine.dispose()
+            for part in tmp_path.glob("state/history.sqlite*"):
+                part.unlink()
+            file.mkdir()
+            answer = await page.ask("not kept")
+            assert answer["output"] == "demo heard: not kept "
+            assert page.of("toast")[-1] == {"message": GONE, "type": "warning"}
+            ready = (await page.http.get("/ready")).json()
+            assert ready["ready"]
+            assert ready["degraded"] == ["no history"]
+            listed = await page.http.post("/project/threads", json={"pagination": {"first": 5}, "filter": {}})
+            assert listed.status_code in (404, 503)
+            fresh = await home.page().open(thread=page.thread())  # reopened, which begins a new thread
+            assert (await fresh.ask("hello"))["output"] == "demo heard: hello "
+
+    play(scenario())
+
+
+def test_an_answer_is_finished_and_saved_before_the_end(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            draining = asyncio.create_task(home.chat.drain(10))
+            await asyncio.sleep(0)
+            assert (await page.http.get("/ready")).status_code == 503
+            assert (await page.http.get("/health")).status_code == 200
+            await page.send("another")
+            await page.shows("being restarted")
+            home.service.go_on = lambda: True
+            await draining
+            thread = await home.chat.history.get_thread(page.thread())
+            outputs = [step["output"] for step in thread["steps"]]
+            assert "demo heard: go on slowly on on on on on " in outputs
+
+    play(scenario())
+
+
+def test_an_answer_that_a_killed_server_left(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            live = home.chat.live.pop(page.thread())
+            again = await home.page().open(thread=page.thread())
+            thread = await again.until("resume_thread")
+            assert thread["steps"][-1]["metadata"]["unfinished"]
+            assert thread["elements"][-1]["props"]["figures"] == ["stopped"]
+            home.chat.live[page.thread()] = live
+            await page.socket.emit("stop")
+            await page.ended(1)
+
+    play(scenario())
+
+
+def test_memory_is_freed_when_a_page_closes(house: Serve) -> None:
+    async def scenario() -> None:
+        from chainlit.chat_context import chat_contexts
+        from chainlit.session import ws_sessions_id
+        from chainlit.user_session import user_sessions
+
+        async with house() as home:
+            for _ in range(3):
+                page = await home.open()
+                await page.ask("hello")
+                await page.close()
+            for kept in (chat_contexts, ws_sessions_id, user_sessions):
+                async with asyncio.timeout(5):
+                    while any(page.session in kept for page in home.pages):
+                        await asyncio.sleep(0.01)
+            assert not home.chat.live
+            assert not home.chat.tasks
+
+    play(scenario())
