@@ -5,6 +5,7 @@ python -m chat_ui.benchmark --quick      # one minute, to see that it works
 """
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ def main(config: Config) -> None:
     if wanted:
         read_config(config.run)
         models = models_of(None, [], config.device)
-        about = {"machine": machine(models.device), "quick": config.quick}
+        about = {"machine": machine(models.device), "load": os.getloadavg()[0], "quick": config.quick}
         on_gpu = "_gpu" if models.device.type != "cpu" else ""
         measure_parts({f"{name}{on_gpu}": part for name, part in wanted.items()}, results, about)
     show_results(results, figures, tables, draw_all)
