@@ -34,12 +34,12 @@ logger = logging.getLogger(__name__)
 ALONE = "alone"  # the choice "compare with nothing"
 ENDING_SECONDS = 5  # that an answer may take to be saved
 STARTERS = {
-    "Begin a novel": "It was a bright morning in the village, and",
+    "Ask about a novel": "Who marries Mr. Darcy?",
+    "Say hello": "Hello, how are you?",
+    "Begin a chapter": "It was a bright morning in the village, and",
     "Emma's opinion": "Emma was of the opinion that",
-    "Ask a question": "What makes a good friend?",
-    "Explain attention": "Explain in two sentences what attention does in a language model.",
 }
-NO_MODEL = "There is no checkpoint yet: `make demo` trains a small one; then reload this page."
+NO_MODEL = "There is no checkpoint yet: `make chat-model` makes a small one that answers; then reload this page."
 
 
 class App:

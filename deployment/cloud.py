@@ -3,7 +3,9 @@
 Nothing here talks to Modal when it is imported.
 """
 
+import os
 import socket
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -42,17 +44,38 @@ def one_line_errors(doing: str) -> Iterator[None]:
         InputError: for no account, no network, what Modal refuses, what it does not find.
     """
     try:
+        _reach()
         yield
     except AuthError as error:
         raise InputError(
             f"cannot {doing}: this machine is not signed in to Modal ({_short(error)}): run python -m modal setup"
         ) from error
-    except (ConnectionError, ServiceError, socket.gaierror, grpclib.exceptions.StreamTerminatedError) as error:
+    except (ConnectionError, ServiceError, grpclib.exceptions.StreamTerminatedError) as error:
         raise InputError(f"cannot {doing}: Modal cannot be reached ({_short(error)}): is there a network?") from error
     except NotFoundError as error:
         raise InputError(f"cannot {doing}: Modal does not have it: {_short(error)}") from error
     except (InvalidError, AlreadyExistsError, PermissionDeniedError, Error) as error:
         raise InputError(f"cannot {doing}: Modal refuses: {_short(error)}") from error
+
+
+def _reach() -> None:
+    """Open and close a connection to Modal's servers: its client would try for a minute.
+
+    Raises:
+        ConnectionError: if there is none within a few seconds.
+    """
+    address = urllib.parse.urlsplit(modal.config.config["server_url"])
+    if any(name.lower() == "https_proxy" for name in os.environ):
+        return  # then the proxy is asked, and not we
+    try:
+        if address.scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(address.path)
+        else:
+            port = address.port or (443 if address.scheme == "https" else 80)
+            socket.create_connection((address.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{address.geturl()}: {error.strerror or error}") from error
 
 
 def _short(error: BaseException) -> str:

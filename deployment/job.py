@@ -196,7 +196,7 @@ class Trainer:
 
     def stop(self) -> None:
         """Have it save and end; make it end if it does not."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the second also for children that outlive the first
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
             self.wait(GOODBYE)

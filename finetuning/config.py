@@ -45,9 +45,8 @@ class FineTuning:
     clip: Annotated[float, Range(0)] = 1.0
     """Gradients longer than this are shortened to it; 0 leaves them as they are."""
     early_stopping: Count | None = 3
-    """End the run after as many evaluations without a new lowest validation loss."""
-    keep: Literal["best", "last"] = "best"
-    """Which weights are the result: those that had the lowest validation loss, or the last."""
+    """End the run after as many evaluations without a new lowest validation loss. The weights that had the lowest are
+    the result in any case."""
 
     lora_rank: Count | None = None
     """Learn a low-rank change of some layers (LoRA) instead of all weights; this is its rank."""

@@ -17,7 +17,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 table { display: block; overflow-x: auto; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent); }
 th, td { text-align: right; vertical-align: top; }
-th:first-child, td:first-child, .text td { text-align: left; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
 img { max-width: 100%; }
 """.strip()
 

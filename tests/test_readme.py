@@ -255,6 +255,7 @@ ELSEWHERE = {
     "python -m finetuning.instruction.train": "test_train.py",
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
+    "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
     "make lint": "test_layering.py::test_style runs the same",
     "make notebook": "test_make_lists_its_targets: it opens a browser",
     "make notebooks": "test_notebooks.py runs the same",

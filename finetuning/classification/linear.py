@@ -13,6 +13,7 @@ Shapes: N texts, F features, K outputs: one for two classes, else one for each.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-WORD = r"[^\W_]+(?:'[^\W_]+)?"  # "don't" is a word, punctuation is not
+WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")  # "don't" is a word, punctuation is not
 MOST_ITERATIONS = 1000
 TOLERANCE = 1e-5  # largest element of the gradient at which fitting ends
 
@@ -58,7 +59,7 @@ def make_vectorizer(n_features: int, longest: int, *, stop_words: bool) -> Tfidf
         stop_words: leave out words like "the"; the usual list has "not" and "no", too.
     """
     return TfidfVectorizer(
-        max_features=n_features, ngram_range=(1, longest), token_pattern=WORD, lowercase=True,
+        max_features=n_features, ngram_range=(1, longest), token_pattern=WORD.pattern, lowercase=True,
         stop_words="english" if stop_words else None, sublinear_tf=True, dtype=np.float32,
     )  # fmt: skip
 

@@ -3,8 +3,8 @@
     python -m finetuning.instruction.experiments        # ten trainings of about a minute; the same command resumes
 
 Each run learns from a part of the questions that come with the project, from the demo's model or from random weights,
-and is graded on questions that it has not seen: by its loss, and by how many answers are right, word for word. Stored
-are also the steps after which a run had made 90% of its progress.
+and is graded on questions of the test split: by how many answers are right, word for word. Stored are also its
+validation loss, and the steps after which it had made 90% of its progress.
 """
 
 import json
@@ -106,6 +106,7 @@ def learned(config: Config, base: Path, run: Path, examples: int) -> bool:
     """Train a run to its end; return False if it was stopped before."""
     settings = replace(
         train.PRESETS["demo"], run=base, out=run, examples=examples, epochs=config.epochs, ask=(), eval_every=10,
+        early_stopping=None,
         precision="float32", device="cpu",
     )  # fmt: skip
     return train.main(settings)
@@ -113,16 +114,17 @@ def learned(config: Config, base: Path, run: Path, examples: int) -> bool:
 
 @torch.inference_mode()
 def graded(run: Path) -> dict[str, Any]:
-    """Return what a run's model is worth on held-out questions, and how soon it was."""
+    """Return what a run's model is worth on test questions, and how soon it was."""
     generator, template = TextGenerator(*load(run, None)), TEMPLATES["chatml"]
     right: dict[str, list[bool]] = defaultdict(list)
-    held_out = load_records("val")
+    held_out = load_records("test")
     for start in range(0, len(held_out), ROWS_AT_ONCE):
         records = held_out[start : start + ROWS_AT_ONCE]
         asked = [record.conversation.question for record in records]
         said = answers(generator, template, asked, temperature=0.0, max_new_tokens=LONGEST_ANSWER)
         for record, text in zip(records, said, strict=True):
-            right[AUSTEN if record.category == AUSTEN else "other"].append(text.strip() == record.response)
+            kind = "austen" if (record.category or "").startswith(AUSTEN) else "other"
+            right[kind].append(text.strip() == record.response)
     losses = {entry["step"]: entry["val_loss"] for entry in read_metrics(run) if "val_loss" in entry}
     first, best = losses[min(losses)], min(losses.values())
     soon = next(step for step, loss in losses.items() if first - loss >= MOST_OF_THE_GAIN * (first - best))
@@ -155,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         exact = row["exact"]
         lines.append(
-            f"| {row['base']} | {row['examples']:,} | {row['val_loss']:.2f} | {exact[AUSTEN]:.0%} "
+            f"| {row['base']} | {row['examples']:,} | {row['val_loss']:.2f} | {exact['austen']:.0%} "
             f"| {exact['other']:.0%} | {row['steps_to_most']} of {row['steps']} |"
         )
     return "\n".join(lines)
@@ -168,7 +170,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             rows = [row for row in result["rows"] if row["base"] == name]
             examples = [row["examples"] for row in rows]
             left.plot(examples, [row["val_loss"] for row in rows], "o-", label=name)
-            right.plot(examples, [row["exact"][AUSTEN] for row in rows], "o-", label=name)
+            right.plot(examples, [row["exact"]["austen"] for row in rows], "o-", label=name)
         left.set(xscale="log", xlabel="examples", ylabel="validation loss (nats)")
         right.set(xscale="log", xlabel="examples", ylabel="right about Austen", ylim=(0, None))
         left.legend()

@@ -4,7 +4,7 @@
 
 Written are
 
-conversations.jsonl  what is kept, one example per line, each with a category: for `finetuning.instruction.train`
+kept.jsonl           what is kept, one example per line, each with a category: for `finetuning.instruction.train`
 removed.jsonl        what is not, each with the reason
 review.csv           a sample of both for reading by hand, in a spreadsheet
 report.md, .html     how many of what, and examples
@@ -28,6 +28,7 @@ import numpy as np
 from finetuning.instruction.quality import REASONS, Limits, Verdict, judge
 from finetuning.instruction.records import read_records, to_json
 from finetuning.instruction.scoring.answers import category
+from finetuning.instruction.scoring.study import cell
 from finetuning.instruction.templates import TEMPLATES
 from finetuning.pages import Page, shortened
 from gpt_model.run_directory import load_tokenizer
@@ -38,7 +39,7 @@ from working_with_text_data.minbpe import GPT2Tokenizer
 
 log = logging.getLogger(__name__)
 
-KEPT, REMOVED, REVIEW = "conversations.jsonl", "removed.jsonl", "review.csv"
+KEPT, REMOVED, REVIEW = "kept.jsonl", "removed.jsonl", "review.csv"
 OURS = ("statistics.json", KEPT, REMOVED, REVIEW, "report.md", "report.html")
 EXAMPLES = 3  # shown per reason
 LONGEST_SHOWN = 160  # characters of a text in the report
@@ -143,19 +144,13 @@ def review_table(verdicts: Sequence[Verdict], size: int, seed: int) -> str:
     return table.getvalue()
 
 
-def cell(text: str) -> str:
-    """Return a text that no spreadsheet takes for a formula, and that holds nothing it cannot show."""
-    text = "".join(character for character in text if character.isprintable() or character in "\n\t")
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
-
-
 def write_report(folder: Path, statistics: dict[str, Any], verdicts: Sequence[Verdict], data: Path) -> None:
     """Write report.md and report.html: the statistics, and examples of what was removed."""
     n = statistics["n"]
     page = Page(data.name)
     page.paragraph(
-        f"{n:,} examples, of which {statistics['n_kept']:,} are kept. {statistics['n_longer_than_context']:,} of these are "
-        f"longer than {statistics['context']:,} tokens: training cuts the beginning of their prompt."
+        f"{n:,} examples, of which {statistics['n_kept']:,} are kept. {statistics['n_longer_than_context']:,} of these "
+        f"are longer than {statistics['context']:,} tokens: training cuts the beginning of their prompt."
     )
     removed = statistics["removed"].items()
     page.table(

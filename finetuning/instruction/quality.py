@@ -29,7 +29,7 @@ from finetuning.instruction.conversation import Conversation, Turn
 from finetuning.instruction.records import Record
 from finetuning.instruction.templates import Template
 from finetuning.instruction.toxicity import TOXIC, toxicity
-from pretraining.corpus.near_duplicates import Groups, band_keys, exact_key, shingles
+from pretraining.corpus.near_duplicates import Groups, band_keys, shingles
 from pretraining.corpus.words import plain_words
 from utils.files import InputError
 from utils.ranges import Count, Range, check_ranges
@@ -236,14 +236,15 @@ def duplicates(texts: Sequence[str]) -> dict[int, tuple[str, int]]:
     Raises:
         InputError: if rensa is not installed.
     """
-    firsts: dict[bytes, int] = {}
+    words = [text.lower().split() for text in texts]  # punctuation counts: 2 + 2 is not 2 - 2
+    firsts: dict[str, int] = {}
     found: dict[int, tuple[str, int]] = {}
-    for number, text in enumerate(texts):
-        first = firsts.setdefault(exact_key(text), number)
+    for number, each in enumerate(words):
+        first = firsts.setdefault(" ".join(each), number)
         if first != number:
             found[number] = "duplicate", first
     rest = list(firsts.values())
-    phrases = [shingles(plain_words(texts[number])) for number in rest]
+    phrases = [shingles(words[number]) for number in rest]
     groups = Groups(len(rest))
     for keys in band_keys(phrases).T:
         groups.join_equal(keys)

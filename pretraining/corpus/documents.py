@@ -36,11 +36,35 @@ class Place(NamedTuple):
     row: int = 0
 
 
+class Whole(Protocol):
+    """A file that is one document, to be read by the process that judges it."""
+
+    n_bytes: int
+
+    def read(self) -> Document:
+        """Return the document. Raises InputError if it cannot be read."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of plain text."""
+
+    path: Path
+    n_bytes: int
+
+    def read(self) -> Document:
+        """Return its text, line ends made `\\n`. Raises InputError if it is not UTF-8."""
+        try:
+            return Document(self.path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.path} is not UTF-8 text: {json_lines.bad_byte(error, error.start)}") from error
+
+
 class Row(NamedTuple):
     """What stands at a place, not looked at yet."""
 
-    content: Any
-    """A line of JSON, the fields of a table's row, a text file, or the error that a file ended with."""
+    content: bytes | dict[str, Any] | Whole | InputError
+    """A line of JSON, the fields of a table's row, a file, or the error that a file ended with."""
     where: str
     """Its file and number, for messages."""
 
@@ -106,7 +130,7 @@ def _read_lines_or_text(file: Path) -> Iterator[Row]:
         return
     if file.stat().st_size > LARGEST_TEXT_FILE:
         raise InputError(f"{file} is one document of more than {LARGEST_TEXT_FILE:,} bytes: divide it")
-    yield Row(file, str(file))
+    yield Row(TextFile(file, file.stat().st_size), str(file))
 
 
 def _read_parquet(file: Path) -> Iterator[Row]:
@@ -145,9 +169,9 @@ def size_of(row: Row) -> int:
     """Return about how many bytes a row holds."""
     if isinstance(row.content, bytes):
         return len(row.content)
-    if isinstance(row.content, Path):
-        return row.content.stat().st_size
-    return len(row.content.get("text") or "") if isinstance(row.content, dict) else 0
+    if isinstance(row.content, dict):
+        return len(row.content.get("text") or "")
+    return 0 if isinstance(row.content, InputError) else row.content.n_bytes
 
 
 def parse(row: Row) -> Document:
@@ -159,8 +183,8 @@ def parse(row: Row) -> Document:
     content = row.content
     if isinstance(content, InputError):
         raise content
-    if isinstance(content, Path):
-        return Document(_read_text(content))
+    if not isinstance(content, bytes | dict):
+        return content.read()
     if isinstance(content, bytes):
         content = json_lines.parse(Line(content, row.where, 0))
     if not isinstance(content, dict) or not isinstance(content.get("text"), str):
@@ -171,10 +195,3 @@ def parse(row: Row) -> Document:
     except UnicodeEncodeError as error:
         raise InputError(f'{row.where}: "text" holds half of a pair of surrogates, which is no character') from error
     return Document(text, next((content[name] for name in URL_FIELDS if isinstance(content.get(name), str)), ""))
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {json_lines.bad_byte(error, error.start)}") from error

@@ -65,10 +65,11 @@ def encode(filtered: Filtered, kept: np.ndarray, tokenizer: Tokenizer, folder: P
         path = folder / f"{unit}.bin"
         if path.exists():
             continue
-        with closing(encode_stream(tokenizer, _chosen(filtered.texts(unit), stays), workers)) as encoded:
+        with closing(encode_stream(tokenizer, _chosen(filtered, unit, stays), workers)) as encoded:
             parts = list(chain.from_iterable((end_of_text, tokens) for tokens in encoded))
         write_shard(path, np.concatenate([np.empty(0, dtype=tokenizer.array_dtype), *parts]))
 
 
-def _chosen(texts: Iterator[str], stays: np.ndarray) -> Iterator[str]:
-    return (text for text, stay in zip(texts, stays.tolist(), strict=True) if stay)
+def _chosen(filtered: Filtered, unit: str, stays: np.ndarray) -> Iterator[str]:
+    documents = zip(filtered.documents(unit), stays.tolist(), strict=True)
+    return (document["text"] for document, stay in documents if stay)

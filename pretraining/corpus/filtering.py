@@ -2,7 +2,7 @@
 
 The work is cut into units of some 64 MB. A unit that is finished is three files, written in this order:
 
-    000000.jsonl    the documents that passed, a text on each line
+    000000.jsonl    the documents that passed, each on a line with where it is from
     000000.npz      what is needed to compare them with all others, without reading them again
     000000.json     how many were rejected and why, and where in the source the next unit begins
 
@@ -118,7 +118,7 @@ def judge(batch: Batch, screen: Screen, keep_rejected: bool = False) -> Judged:
             if keep_rejected:
                 rejected.append(_line({"reason": verdict.reason, "where": row.where, "text": document.text}))
             continue
-        kept.append(_line({"text": verdict.text}))
+        kept.append(_line({"text": verdict.text, "where": row.where}))
         shingles.append(verdict.shingles)
         exact.append(verdict.key)
         surprise.append(verdict.surprise)
@@ -175,11 +175,11 @@ class Filtered:
         with np.load(self.folder / f"{unit}.npz", allow_pickle=False) as arrays:
             return arrays[key]
 
-    def texts(self, unit: str) -> Iterator[str]:
-        """Yield the texts of a unit, in order."""
+    def documents(self, unit: str) -> Iterator[dict[str, str]]:
+        """Yield the documents of a unit in order, each as its "text" and "where" it is from."""
         with (self.folder / f"{unit}.jsonl").open("rb") as lines:
             for line in lines:
-                yield json.loads(line)["text"]
+                yield json.loads(line)
 
     def make(self, source: Source, screen: Screen, workers: int, *, strict: bool, keep_rejected: bool) -> Statistics:
         """Judge what is left to judge, unit by unit; return what became of all documents.

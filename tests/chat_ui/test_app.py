@@ -185,7 +185,7 @@ def test_faults_of_the_engine_are_told(house: Serve) -> None:
             assert page.answers()[-1]["output"] == "demo heard: gone "
             home.service.models.infos.clear()
             await page.ask("nobody")
-            assert "make demo" in page.answers()[-1]["output"]
+            assert "make chat-model" in page.answers()[-1]["output"]
 
             def submit(request: Any) -> None:
                 raise RuntimeError("a bug")

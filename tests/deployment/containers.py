@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib
+
 CLONE_NEWNET = 0x40000000
 HOSTS = "127.0.0.1 localhost\n::1 localhost i6pn.modal.local\n"
 # $1: the container's folder, with the files "hosts" and "mounts"; $2: what is at /root; the rest: the command
@@ -74,6 +76,7 @@ class Container:
         (self.folder / "hosts").write_text(HOSTS)
         kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith(("/root/", "/tmp/"))]
         mounts = [f"{prefix}|{prefix}|rw" for prefix in kept]
+        mounts.append(f"{matplotlib.get_cachedir()}|/root/.cache/matplotlib|ro")  # which takes seconds to make
         mounts += [
             f"{self.volume(name)}|{path}|{'ro' if read_only else 'rw'}"
             for name, (path, read_only) in self.volumes.items()
@@ -140,12 +143,21 @@ class Container:
 
     def tunnel(self, port: int) -> int:
         """Return a port of the machine's loopback address through which a port of the container is reached."""
-        assert self.process is not None
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = listen(lambda: (self, port))
         self.tunnels.append(listener)
-        namespace = f"/proc/{self.process.pid}/ns/net"
-        threading.Thread(target=_accept, args=(listener, namespace, port), daemon=True).start()
         return listener.getsockname()[1]
+
+    def connect(self, port: int) -> socket.socket:
+        """Connect to a port inside; the calling thread stays in the container's network for good.
+
+        Raises:
+            OSError: if nobody listens there, or the container is gone.
+        """
+        assert self.process is not None
+        with open(f"/proc/{self.process.pid}/ns/net") as file:  # noqa: PTH123 - no file of ours
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "cannot enter the container's network")
+        return socket.create_connection(("127.0.0.1", port))
 
 
 def _mirror(source: Path, target: Path, known: set[Path]) -> set[Path]:
@@ -177,24 +189,29 @@ def _copy(new: Path, old: Path) -> None:
     partial.replace(old)
 
 
-def _accept(listener: socket.socket, namespace: str, port: int) -> None:
+def listen(find: Callable[[], tuple[Container, int]]) -> socket.socket:
+    """Return a listener on a free port of the loopback address; each connection goes to the container that is found."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_accept, args=(listener, find), daemon=True).start()
+    return listener
+
+
+def _accept(listener: socket.socket, find: Callable[[], tuple[Container, int]]) -> None:
     while True:
         try:
             outside, _ = listener.accept()
         except OSError:  # closed
             return
-        threading.Thread(target=_relay, args=(outside, namespace, port), daemon=True).start()
+        threading.Thread(target=_relay, args=(outside, find), daemon=True).start()
 
 
-def _relay(outside: socket.socket, namespace: str, port: int) -> None:
-    """Connect inside a network namespace, which this thread enters for good, and pass on all bytes."""
+def _relay(outside: socket.socket, find: Callable[[], tuple[Container, int]]) -> None:
+    """Pass on all bytes, in both directions."""
     with outside:
         try:
-            with open(namespace) as file:  # noqa: PTH123 - not a file of ours
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
-                    return
-            inside = socket.create_connection(("127.0.0.1", port))
-        except OSError:  # nobody listens, or the container is gone
+            container, port = find()
+            inside = container.connect(port)
+        except (OSError, LookupError):
             return
         with inside:
             back = threading.Thread(target=_pump, args=(inside, outside), daemon=True)

@@ -11,6 +11,7 @@ import asyncio
 import http.server
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -29,7 +30,7 @@ from modal_proto import api_grpc
 from modal_proto import api_pb2 as pb
 
 from tests.deployment import objects
-from tests.deployment.containers import Container, image_environment
+from tests.deployment.containers import Container, image_environment, listen
 from tests.deployment.rules import check_function
 
 GRACE = 10  # seconds from the SIGINT of a preemption to the SIGKILL; Modal waits 30
@@ -76,7 +77,8 @@ class ControlPlane(objects.Objects):
         self.by_input: dict[str, Call] = {}
         self.queues: dict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
         self.lines: list[tuple[str, str, str]] = []  # app, call, line
-        self.changed = asyncio.Condition()
+        self.listeners: dict[str, socket.socket] = {}
+        self.one_visitor = threading.Lock()
         self.loop = asyncio.new_event_loop()
         self.url = f"unix://{self.root}/socket"
         self.server: grpclib.server.Server
@@ -123,6 +125,8 @@ class ControlPlane(objects.Objects):
         await asyncio.sleep(0)  # transports are closed in the next round of the loop
 
     def close(self) -> None:
+        for listener in self.listeners.values():
+            listener.close()
         for task in self.tasks.values():
             task.container.kill()
         for task in self.tasks.values():
@@ -344,9 +348,40 @@ class ControlPlane(objects.Objects):
             return pb.TunnelStartResponse(host="127.0.0.1", port=0, unencrypted_host="127.0.0.1", unencrypted_port=port)
         return pb.TunnelStartResponse(host="127.0.0.1", port=port)
 
-    async def FlashContainerRegister(self, request: Any, task: str | None) -> pb.FlashContainerRegisterResponse:
-        self.served[self.tasks[task or ""].function] = f"http://{request.host}:{request.port}"
-        return pb.FlashContainerRegisterResponse(url=self.served[self.tasks[task or ""].function])
+    # -- servers: a machine is started when somebody comes
+
+    async def ContainerServerLifecycleReady(self, _: Any, task: str | None) -> Any:
+        self.tasks[task or ""].greeted = True
+        return pb.ContainerServerLifecycleReadyResponse()
+
+    async def AppPublish(self, request: Any, task: str | None) -> pb.AppPublishResponse:
+        """What is deployed anew replaces what runs."""
+        for running in self.running():
+            if running.function in request.function_ids.values() and self.functions[running.function].is_server:
+                running.container.kill()
+        return await super().AppPublish(request, task)
+
+    async def AppStop(self, request: Any, task: str | None) -> Empty:
+        for running in self.running():
+            if self.app_of[running.function] == request.app_id:
+                running.container.kill()
+        return await super().AppStop(request, task)
+
+    def _serving(self, function: str) -> tuple[Container, int]:
+        """Return a container that serves, and its port; called for each visitor, on a thread of its own."""
+        if self.app_of[function] in self.stopped:
+            raise LookupError(function)
+        with self.one_visitor:
+            found = [task for task in self.running() if task.function == function]
+            if not found:
+                starting = asyncio.run_coroutine_threadsafe(self._start_container(function, 0, []), self.loop)
+                found = [starting.result(10)]
+        until = time.monotonic() + self.functions[function].http_config.startup_timeout
+        while not found[0].greeted:
+            if time.monotonic() > until or found[0].ended:
+                raise LookupError(function)
+            time.sleep(0.05)
+        return found[0].container, self.functions[function].http_config.port
 
     async def AppGetLogs(self, request: Any, stream: Any) -> None:
         """All lines of an app or a call, and those to come until it is over."""
@@ -382,9 +417,11 @@ class ControlPlane(objects.Objects):
         for function in [rank.function for rank in ranked] or [request.function]:
             check_function(function)
         created = await super().FunctionCreate(request, task)
-        function = self.functions[created.function_id]
-        if function.is_server:
-            self.loop.create_task(self._start_container(created.function_id, 0, []))
+        id_ = created.function_id
+        if self.functions[id_].is_server and id_ not in self.listeners:
+            self.listeners[id_] = listen(lambda: self._serving(id_))
+            self.served[id_] = f"http://127.0.0.1:{self.listeners[id_].getsockname()[1]}"
+        created.handle_metadata.CopyFrom(self.handle(id_))
         return created
 
 

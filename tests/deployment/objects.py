@@ -144,6 +144,8 @@ class Objects:
         metadata.class_parameter_info.CopyFrom(function.class_parameter_info)
         metadata.app_id = self.app_of[id_]
         metadata.max_object_size_bytes = MOST_BYTES
+        if id_ in self.served:
+            metadata._experimental_flash_urls.append(self.served[id_])
         for name, definition in function.method_definitions.items():
             metadata.method_handle_metadata[name].CopyFrom(describe(definition, name))
         return metadata

@@ -1,7 +1,9 @@
 """Training jobs on the stand-in for Modal: they survive preemption and crashes, and go on; nodes form one group."""
 
+import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,8 @@ import modal
 import pytest
 
 from deployment import download, modal_train
-from deployment.job import Job, Ledger, launch, run_directory
+from deployment import job as job_module
+from deployment.job import Job, Ledger, Trainer, launch, outcome, run_directory
 from deployment.modal_train import Config, follow, job_of, make_app, start
 from pretraining import simple
 from tests.deployment.control_plane import ControlPlane
@@ -66,13 +69,6 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_happened(plane: Cont
     weights = [sha256(folder / "model.safetensors") for folder in (here / "fetched", here / "runs" / "calm")]
     assert weights[0] == weights[1]
 
-    # the same command again has nothing left to do; with more steps it goes on; the trainer's refusal is final
-    again = start(replace(config, upload=None), job_in(config))
-    assert follow(again) == {"state": "finished", "attempts": 3}
-    wrong = replace(config, upload=None, job=config.job.replace("data/tiny", "data/none"))
-    with pytest.raises(InputError, match="the trainer says: .*data/none"):
-        modal_train.main(wrong)
-
 
 def command_of(config_class: type, flags: str) -> Any:
     import tyro
@@ -119,6 +115,40 @@ def test_many_processes_are_started_by_torchrun(processes: int, nodes: int, expe
     command = launch(Job(("pretraining.simple",), "volume", processes, nodes), 1, "10.0.0.1")
     assert " ".join(expected) in " ".join(command).replace(" --master-port 29500", "")
     assert ("torch.distributed.run" in command) == (processes * nodes > 1)
+
+
+@pytest.fixture
+def volume_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_module, "VOLUME", tmp_path)
+
+
+@pytest.mark.usefixtures("volume_here")
+def test_a_refusal_is_final_and_a_crash_is_tried_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for code, expected in [
+        ("print('done')", {"state": "finished", "attempts": 3}),
+        ("raise SystemExit('error: no such data')", {"state": "refused", "reason": "no such data", "attempts": 3}),
+    ]:
+        trainer = Trainer([sys.executable, "-c", code])
+        assert trainer.wait(30)
+        assert outcome(trainer, 3) == expected
+    trainer = Trainer([sys.executable, "-c", "import os; print('half a line', end=''); os._exit(7)"])
+    assert trainer.wait(30)
+    with pytest.raises(RuntimeError, match="exit status 7"):  # which has Modal try again
+        outcome(trainer, 3)
+    assert "half a line" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("volume_here")
+def test_what_a_trainer_started_ends_with_it() -> None:
+    child = "import time; print('child', flush=True); time.sleep(600)"
+    trainer = Trainer(
+        [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"]
+    )
+    wait_for(lambda: b"child" in trainer._tail)
+    trainer.stop()
+    assert trainer.process.returncode
+    with pytest.raises(ProcessLookupError):
+        os.killpg(trainer.process.pid, 0)
 
 
 def test_the_budget_counts_all_attempts(tmp_path: Path) -> None:

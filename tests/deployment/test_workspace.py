@@ -3,15 +3,20 @@
 import asyncio
 import re
 import shutil
+import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+import modal
 import pytest
 
-from deployment import workspace
+from deployment import modal_workspace, workspace
 from deployment.gateway import COOKIE
+from deployment.monitor import Meter
 from deployment.workspace import Config, settings_of
 from tests.deployment.control_plane import ControlPlane
 from utils.files import InputError
@@ -116,6 +121,139 @@ def test_up_login_and_down(
     assert (plane.volume("workspace-main") / "project" / "touched").read_text() == "/a%20b?c=d"
     assert not any(task.container.process.poll() is None for task in plane.tasks.values() if task.ended)
     nothing_secret_is_said(plane, password, logs)
+
+
+def test_specifications() -> None:
+    """What is asked of Modal, without any server."""
+    secret = modal.Secret.from_name("workspace-main")
+    settings = settings_of(Config(hours=2))
+    _, function = modal_workspace.make_app(settings, cpus=8, memory_gib=32, secret=secret)
+    info = function.info()
+    assert info.gpus == [("L40S", 1)]
+    assert (info.cpu, info.memory_mib, info.timeout) == (8, 32 * 1024, 2 * 3600 + 600)
+    assert {str(path): mount.name for path, mount in info.volumes.items()} == {
+        "/workspace": "workspace-main", "/backups": "workspace-main-backups",
+    }  # fmt: skip
+    assert [re.search(r"workspace-\w+", secret)[0] for secret in info.secrets] == ["workspace-main"]
+
+
+def test_a_workspace_without_a_password_does_not_start(plane: ControlPlane) -> None:
+    """Nor with a short one; and it says so in one line."""
+    modal.Secret.objects.create("workspace-open", {"WORKSPACE_PASSWORD": "short", "RESTIC_PASSWORD": "x"})
+    with pytest.raises(InputError, match="workspace open did not start: .*password must have at least 12 characters"):
+        workspace.up(Config(name="open", gpu="none"))
+    modal.Secret.objects.create("workspace-half", {"WORKSPACE_PASSWORD": "long enough for it"})
+    started = len(plane.tasks)
+    with pytest.raises(InputError, match="cannot start a workspace: .*RESTIC_PASSWORD"):
+        workspace.up(Config(name="half", gpu="none"))
+    assert len(plane.tasks) == started
+
+
+def test_a_full_volume_starts_nothing(plane: ControlPlane) -> None:
+    workspace.states()["full"] = {"stored": 101 * 2**30}
+    started = len(plane.tasks)
+    with pytest.raises(InputError, match="the volume of workspace full is full: 101.0 of 100 GiB"):
+        workspace.up(Config(name="full"))
+    assert len(plane.tasks) == started
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"idle_minutes": 0.001}, "idle"), ({"hours": 1e-5}, "time limit"), ({"budget": 1e-6}, "budget")],
+)
+def test_it_stops_by_itself(limit: dict, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch alone, without a container: nobody there, time over, money spent."""
+    settings = replace(settings_of(Config()), every=0.01, **limit)
+    states: dict[object, object] = {}
+
+    class Asynchronous:
+        def __init__(self, function: Any) -> None:
+            self.function = function
+
+        async def aio(self, *arguments: Any) -> Any:
+            return self.function(*arguments)
+
+    class Watched(modal_workspace.Workspace):
+        def __init__(self) -> None:
+            self.settings, self.began, self.stored = settings, time.time(), 0
+            self.meter = Meter(settings.dollars_per_hour, settings.budget)
+            self.gateway = SimpleNamespace(last_request=0.0)
+            self.monitor = SimpleNamespace(latest=lambda: {"cpu_percent": 1.0})
+            self.state = SimpleNamespace(
+                get=Asynchronous(states.get), put=Asynchronous(lambda key, value: states.update({key: value}))
+            )
+            self.backed_up = time.time()
+
+    editor = SimpleNamespace(poll=lambda: None)
+    assert asyncio.run(asyncio.wait_for(Watched().watch(editor), 20)) == reason
+    assert states == {} or states["main"]["cpu_percent"] == 1.0
+
+
+def test_a_busy_gpu_and_an_open_editor_are_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heartbeat = tmp_path / "heartbeat"
+    monkeypatch.setattr(modal_workspace, "HEARTBEAT", heartbeat)
+    quiet = SimpleNamespace(began=0.0, gateway=SimpleNamespace(last_request=0.0), meter=SimpleNamespace(latest={}))
+    idle = modal_workspace.Workspace.idle
+    assert idle(quiet, 5000.0) == 5000.0
+    heartbeat.touch()
+    assert idle(quiet, heartbeat.stat().st_mtime + 7) == pytest.approx(7, abs=0.01)
+    quiet.meter.latest = {"gpu_percent": 80.0}
+    assert idle(quiet, 2e9) == 0.0
+
+
+def test_the_project_is_cloned_and_kept_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = tmp_path / "origin"
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, "-C", str(origin), *arguments], check=True, capture_output=True)
+
+    origin.mkdir()
+    git("init")
+    (origin / "file").write_text("one")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(modal_workspace, "PROJECT", tmp_path / "project")
+    settings = replace(settings_of(Config()), repository=str(origin))
+    modal_workspace.prepare(settings)
+    assert (tmp_path / "project" / "file").read_text() == "one"
+    (origin / "file").write_text("two")
+    git("commit", "-am", "two")
+    modal_workspace.prepare(settings)
+    assert (tmp_path / "project" / "file").read_text() == "two"
+    (tmp_path / "project" / "file").write_text("mine")  # is never overwritten
+    (origin / "file").write_text("three")
+    git("commit", "-am", "three")
+    modal_workspace.prepare(settings)
+    assert (tmp_path / "project" / "file").read_text() == "mine"
+    monkeypatch.setattr(modal_workspace, "PROJECT", tmp_path / "other")
+    with pytest.raises(InputError, match="git clone failed"):
+        modal_workspace.prepare(replace(settings, repository=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu": "H1000"}, "there is no GPU 'H1000'"),
+        ({"budget": 0.0}, "budget must be above 0"),
+        ({"hours": 25.0}, "hours must be"),
+        ({"name": "My Workspace"}, "name must be small letters"),
+        ({"name": "a" * 40}, "name must be small letters"),
+        ({"repository": "https://user:secret@example.com/a.git"}, "without a password"),
+        ({"repository": "--upload-pack=evil"}, "repository must be"),
+    ],
+)
+def test_wrong_settings_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config(**changes)
+
+
+def test_only_public_keys_are_sent(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n")
+    with pytest.raises(InputError, match=r"not one SSH public key: give the file that ends in .pub"):
+        settings_of(Config(ssh_key=tmp_path / "key"))
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here\n")
+    assert settings_of(Config(ssh_key=tmp_path / "key.pub")).ssh_key.startswith("ssh-ed25519 AAAA")
 
 
 def nothing_secret_is_said(plane: ControlPlane, password: str, logs: str) -> None:

@@ -23,7 +23,7 @@ from finetuning.instruction.scoring.answers import (
     write_answers,
 )
 from finetuning.instruction.scoring.judge import Judge, compare
-from finetuning.instruction.scoring.likelihood import answer_losses, text_losses
+from finetuning.instruction.scoring.losses import answer_losses, text_losses
 from finetuning.instruction.scoring.stereotypes import PAIRS, stereotype_preferences
 from finetuning.instruction.scoring.text_metrics import bleu, bootstrap, exact_match, interval, mean_of, overlap
 from finetuning.instruction.supervised import Answers, PackedConversations, fit_into
@@ -166,14 +166,12 @@ def record(number: int, category: str) -> Record:
 
 
 def test_a_sample_has_something_of_each_category() -> None:
-    records = [record(n, "many" if n < 90 else "some" if n < 99 else "one") for n in range(100)]
-    sample = stratified(records, 10, seed=0)
-    counts = [sum(each.category == name for each in sample) for name in ("many", "some", "one")]
-    assert counts == [8, 1, 1]
-    assert [each.number for each in sample] == sorted(each.number for each in sample)
-    assert stratified(records, 10, seed=0) == sample != stratified(records, 10, seed=1)
-    assert stratified(records, 1000, seed=0) == records
-    assert len(stratified(records, 2, seed=0)) == 2
+    categories = ["many"] * 90 + ["some"] * 9 + ["one"]
+    drawn = stratified(categories, 10, seed=0)
+    assert [sum(categories[place] == name for place in drawn) for name in ("many", "some", "one")] == [8, 1, 1]
+    assert drawn == sorted(drawn) == stratified(categories, 10, seed=0) != stratified(categories, 10, seed=1)
+    assert stratified(categories, 1000, seed=0) == list(range(100))
+    assert len({categories[place] for place in stratified(categories, 3, seed=5)}) == 3
 
 
 def test_answers_are_not_asked_for_twice(model: tuple[GPT, Tokenizer], tmp_path: Path) -> None:

@@ -52,18 +52,24 @@ class System:
     template: Template
 
 
-def stratified(records: Sequence[Record], n: int, seed: int) -> list[Record]:
-    """Return n records at random, in order: of each category its share, and one at least, as far as n reaches."""
+def stratified(categories: Sequence[str], n: int, seed: int) -> list[int]:
+    """Return the places of n questions at random, in order: of each category its share, and one at least while n lasts.
+
+    Args:
+        categories: of all questions.
+        n: how many to draw; all if there are no more.
+        seed: decides which.
+    """
     groups: dict[str, list[int]] = defaultdict(list)
-    for place, record in enumerate(records):
-        groups[category(record)].append(place)
+    for place, name in enumerate(categories):
+        groups[name].append(place)
     chance = random.Random(seed)
-    queues = []
+    queue = []
     for name in sorted(groups):
         places = chance.sample(groups[name], len(groups[name]))
-        # the k-th of a category comes when that share of it is due; the first ones of all categories come first
-        queues += [((k / len(places) if k else -1.0), chance.random(), place) for k, place in enumerate(places)]
-    return [records[place] for place in sorted(place for _, _, place in sorted(queues)[:n])]
+        # the k-th of a category comes when that share of the category is due; the first ones of all come first
+        queue += [(k / len(places) if k else -1.0, chance.random(), place) for k, place in enumerate(places)]
+    return sorted(place for _, _, place in sorted(queue)[:n])
 
 
 def category(record: Record) -> str:

@@ -1,0 +1,124 @@
+"""The chat served by the stand-in for Modal: no machine until somebody comes, then its own server answers."""
+
+import urllib.error
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import modal
+import pytest
+
+from deployment import modal_serve
+from deployment.modal_serve import COMMAND, Config, make_app
+from tests.deployment.control_plane import ControlPlane
+from utils.files import InputError
+
+# Answers as the chat's server would, with what it was told, until it is told to end.
+STAND_IN = """
+import http.server, json, os, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        said = {"path": self.path, "arguments": sys.argv[1:], "runs": sorted(os.listdir("/vol/runs")),
+                "accounts": open("/state/chat/accounts.json").read()}
+        self.wfile.write(json.dumps(said).encode())
+try:
+    open("/vol/runs/written", "w")
+except OSError as error:
+    print("READ-ONLY", error, flush=True)
+http.server.ThreadingHTTPServer(("0.0.0.0", 8000), Answer).serve_forever()
+"""
+
+
+@pytest.fixture
+def filled(plane: ControlPlane) -> ControlPlane:
+    """A volume with a run."""
+    with modal.Volume.from_name("language-models", create_if_missing=True).batch_upload(force=True) as batch:
+        batch.put_file(Path(__file__), "/runs/mine/config.json")
+    return plane
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return answer.read().decode()
+
+
+def test_up_visit_and_down(
+    filled: ControlPlane, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    accounts = tmp_path / "accounts.json"
+    accounts.write_text('{"alice": "hash"}')
+    url = modal_serve.up(Config(accounts=accounts), command=("python", "-c", STAND_IN))
+    assert "0 to 1 of them cost $0.00 to" in caplog.messages[0]
+    assert not filled.running()  # nobody has come, and nothing is paid
+    page = get(f"{url}/page")
+    assert '"path": "/page"' in page
+    assert f'"--origin", "{url}"' in page  # browsers from elsewhere are refused by the app
+    assert '"runs": ["mine"]' in page
+    assert "alice" in page
+    assert len(filled.running()) == 1
+    assert "READ-ONLY" in filled.output()  # the server cannot change what was trained
+    assert modal_serve.status(Config()) == {"state": "up", "url": url, "healthy": True}
+
+    modal_serve.down(Config())
+    with pytest.raises((OSError, urllib.error.URLError)):
+        get(url)
+    assert modal_serve.status(Config()) == {"state": "down"}
+    with pytest.raises(InputError, match="cannot stop the chat: Modal does not have it"):
+        modal_serve.down(Config())
+
+
+def test_a_server_that_ends_says_why_in_the_logs(filled: ControlPlane) -> None:
+    """As the chat's does without accounts."""
+    url = modal_serve.up(Config(), command=("python", "-c", "raise SystemExit('error: there are no accounts')"))
+    with pytest.raises((OSError, urllib.error.URLError)):
+        get(url)
+    assert "error: there are no accounts" in filled.output()
+    modal_serve.down(Config())
+
+
+def test_specifications() -> None:
+    config = Config(gpu="L40S:2", least_machines=1, most_machines=4, secret="chat", snapshot=True)
+    _, server = make_app(config)
+    info = server.info()
+    assert info.gpus == [("L40S", 2)]
+    assert info.port == 8000
+    assert info.unauthenticated  # of Modal's own headers, which browsers cannot send
+    assert info.exit_grace_period == 30
+    assert info.volumes["/vol"].read_only
+    assert set(info.volumes) == {"/vol", "/state"}
+
+
+def test_the_command_is_one_that_the_chat_knows() -> None:
+    import tyro
+
+    from chat_ui.server import Config as Chat
+
+    assert COMMAND[:3] == ("python", "-m", "chat_ui.server")
+    told = tyro.cli(Chat, args=[*COMMAND[3:], "--origin", "https://chat.example.org"])
+    assert (told.host, told.port, told.runs) == ("0.0.0.0", 8000, Path("/vol/runs"))
+    assert told.origin == ("https://chat.example.org",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"most_users": 3}, "most_users must be at least users"),
+        ({"least_machines": 2}, "least_machines must be at most most_machines"),
+        ({"most_machines": 2}, "several machines need --secret with DATABASE_URL"),
+        ({"gpu": "L99"}, "there is no GPU 'L99'"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(Config(), **changes)
+
+
+def test_nothing_is_served_without_volume_accounts_or_secret(plane: ControlPlane, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot serve the chat: Modal does not have it"):
+        modal_serve.up(Config(volume="not-there"))
+    with pytest.raises(OSError, match="No such file"):
+        modal_serve.up(Config(accounts=tmp_path / "none.json"))
+    with pytest.raises(InputError, match="Modal does not have it"):
+        modal_serve.up(Config(secret="not-there"))
