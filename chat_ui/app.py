@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ALONE = "alone"  # the choice "compare with nothing"
+ENDING_SECONDS = 5  # that an answer may take to be saved
 STARTERS = {
     "Ask about a novel": "Who marries Mr. Darcy?",
     "Say hello": "Hello, how are you?",
@@ -187,6 +188,9 @@ class App:
         """Return whether a message can be answered now; tell the reader why if not."""
         session = _session()
         user = session.user.identifier
+        live = self.live.get(session.thread_id)
+        if live is not None and live.is_ending:  # the reader need not know that it is still being saved
+            await asyncio.wait([self.tasks[session.thread_id]], timeout=ENDING_SECONDS)
         if self.closing:
             await tell("The server is being restarted: send this again in a minute.")
         elif session.thread_id in self.tasks:

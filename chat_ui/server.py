@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chat_ui import database, frontend
+from chat_ui import api, database, export, frontend, guard
 from chat_ui.accounts import Accounts
 from chat_ui.app import App
 from chat_ui.audit import Audit
@@ -28,6 +28,7 @@ from chat_ui.health import Health, Uptime
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
 from chat_ui.logins import Logins
+from chat_ui.security import Security
 from utils.command_line import run
 from utils.files import InputError
 from utils.locks import alone
@@ -163,12 +164,11 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    from chat_ui import api, export, guard
-    from chat_ui.security import Security
-
     guard.install(sio, chat)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
+    authorize = api.gate(logins.api_user, chat.rate, chat.audit)
+    app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)
     app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     app.router.routes.extend(frontend.routes())

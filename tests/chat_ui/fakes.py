@@ -241,4 +241,6 @@ class Page:
         if self.socket.connected:
             await self.socket.emit("clear_session")
             await self.socket.disconnect()
+        if self.socket.eio.http is not None:  # which a refused connection leaves open
+            await self.socket.eio.http.close()
         await self.http.aclose()
