@@ -32,6 +32,22 @@ def curve_table(result: Row) -> str:
     return markdown_table(columns, rows)
 
 
+def equal_table(result: Row) -> str:
+    """Show how many texts are the same alone and among others."""
+    columns = ["model", "texts:", "tokens:", "texts with equal tokens:", "largest difference of a log-probability:"]
+    rows = [
+        (
+            row["model"],
+            str(row["texts"]),
+            f"{row['tokens']:,}",
+            str(row["equal_texts"]),
+            f"{row['largest_difference']:.0e}",
+        )
+        for row in result["rows"]
+    ]
+    return markdown_table(columns, rows)
+
+
 def turns_table(result: Row) -> str:
     """Show how soon a second turn's first token comes, beside reading everything anew."""
     columns = ["model", "tokens known:", "tokens new:", "anew, ms:", "with reuse, ms:", "share:"]
@@ -50,8 +66,10 @@ def turns_table(result: Row) -> str:
 
 
 TABLES: dict[str, Callable[[Row], str]] = {
+    "equal": equal_table,
     "curve": curve_table,
     "turns": turns_table,
+    "equal_gpu": equal_table,
     "curve_gpu": curve_table,
     "turns_gpu": turns_table,
 }

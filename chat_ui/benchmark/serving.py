@@ -10,6 +10,7 @@ import asyncio
 import random
 import statistics
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from chat_ui.engine import Loaded, ModelInfo, Models, Options, Request, Service
+from chat_ui.engine import Loaded, ModelInfo, Models, Options, Request, Service, Token
+from chat_ui.engine.batch import Batch, Text
 from gpt_model import GPT, FastDecoder, GPTConfig, Sampling
 from utils.measuring import Row, spread
 from working_with_text_data.minbpe import BasicTokenizer
@@ -146,6 +148,41 @@ async def next_turn(service: Service, model: str, n_known: int, rounds: int) -> 
         "again_ms": spread(1000 * x for x in again[1:]),
         "share": spread(shares),
         "median_share": statistics.median(shares),
+    }
+
+
+def measure_equality(loaded: Loaded, n_texts: int, n_new: int) -> Row:
+    """Return how many texts have the same tokens alone and among others, and how far their numbers are apart.
+
+    Prompts of different length come one after the other while others write, each with as many as there are rows.
+    """
+    greedy = Sampling(temperature=0, max_new_tokens=n_new, stop_tokens=())
+    prompts = [ids_of(i, 2 + 5 * i % 60, loaded.model.config.vocab_size) for i in range(n_texts)]
+
+    def written(n_rows: int) -> list[list[Token]]:
+        texts = [Text(list(ids), greedy, logprobs=0) for ids in prompts]
+        tokens: dict[Text, list[Token]] = {text: [] for text in texts}
+        batch = Batch(loaded, n_rows)
+        waiting = deque(texts)
+        while waiting or not batch.is_idle:
+            if waiting and batch.n_free:
+                batch.add(waiting.popleft())
+            for event in batch.step():
+                if event.token is not None:
+                    tokens[event.text].append(event.token)
+        return list(tokens.values())
+
+    pairs = list(zip(written(1), written(16), strict=True))
+    equal = [[x.id for x in alone] == [x.id for x in among] for alone, among in pairs]
+    differences = [
+        abs(x.logprob - y.logprob) for alone, among in pairs for x, y in zip(alone, among, strict=True) if x.id == y.id
+    ]
+    return {
+        "model": loaded.info.name,
+        "texts": n_texts,
+        "tokens": n_texts * n_new,
+        "equal_texts": sum(equal),
+        "largest_difference": max(differences),
     }
 
 
