@@ -57,7 +57,9 @@ class Config:
     gpt2: bool = True
     """Offer GPT-2 too, which is downloaded when it is first chosen."""
     state: Path = Path("runs/chat")
-    """A folder for what the server keeps: history, accounts, audit log."""
+    """A folder for what the server keeps: history, accounts, audit log. Each server needs one of its own."""
+    accounts: Path | None = None
+    """The file of accounts, which servers may share; None: accounts.json in the state folder."""
     origin: tuple[str, ...] = ()
     """Addresses under which browsers reach the server behind a proxy, such as https://chat.example.org."""
     trust_proxy: bool = False
@@ -129,16 +131,15 @@ def build(config: Config, models: Models | None = None, service: Service | None 
     engine = database.connect(os.environ.get("DATABASE_URL"), config.state / "history.sqlite")
     history = History(engine)
     audit = Audit(config.state / "audit.jsonl", texts=config.audit_texts)
-    accounts = Accounts(config.state / "accounts.json")
+    accounts = Accounts(config.accounts or config.state / "accounts.json")
     logins = Logins(config.host, accounts, config.oauth_allow, history, audit)
-    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
-    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
-    rate = RateLimit(config.requests_per_minute)
-    chat = App(service, models, history, audit, rate, refuse)
     frontend.prepare(config.state)
     frontend.load()
-    chat.install()
     logins.install()
+    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
+    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
+    chat = App(service, models, history, audit, RateLimit(config.requests_per_minute), refuse)
+    chat.install()
     health = Health(chat, service, logins, Uptime(config.state / "uptime.json"))
 
     @asynccontextmanager

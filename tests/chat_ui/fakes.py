@@ -145,8 +145,8 @@ class Page:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        self.http = httpx.AsyncClient(base_url=base, timeout=20)
-        self.socket = socketio.AsyncClient(reconnection=False)
+        self.http = httpx.AsyncClient(base_url=base, timeout=20, verify=False)
+        self.socket = socketio.AsyncClient(reconnection=False, ssl_verify=False)
         self.session = str(uuid.uuid4())
         self.events: list[tuple[str, Any]] = []
         self.socket.on("*", self._keep)

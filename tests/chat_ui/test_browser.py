@@ -51,16 +51,8 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "chat_ui.server",
-            "--port",
-            str(self.port),
-            "--runs",
-            str(self.folder / "runs"),
-        ]
-        command += ["--runs", str(self.folder / "runs"), "--state", str(self.folder / "state"), "--no-gpt2", *self.arguments]
+        command = [sys.executable, "-m", "chat_ui.server", "--port", str(self.port), "--no-gpt2", *self.arguments]
+        command += ["--runs", str(self.folder / "runs"), "--state", str(self.folder / "state")]
         environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -159,7 +151,7 @@ def test_the_whole_flow(server: Server, browser: Any) -> None:
     page = window.page
     log_in(window, server)
     assert not window.shows_dark()
-    page.wait_for_selector("#starter-ask-a-question")
+    page.wait_for_selector("#starter-say-hello")
 
     settings(window)
     window.send("Emma was")  # streams, and stops
@@ -254,15 +246,15 @@ def compare(window: Window) -> None:
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] < right["x"]
     page.locator(".compare-choose").nth(1).click()
-    page.wait_for_selector(".compare-choose:disabled >> text=The conversation goes on")
+    page.wait_for_selector(".compare-choose:disabled:has-text('The conversation goes on')")
 
 
 def killed(window: Window, server: Server) -> None:
     """In the middle of an answer; the page comes back by itself, with what was written."""
     page = window.page
     page.click("#new-chat-button")
-    page.wait_for_selector("#starter-ask-a-question")
-    window.choose("model", "austen")
+    page.wait_for_selector("#starter-say-hello")
+    settings(window)
     window.send("Before the end")
     page.wait_for_selector('[data-step-type="assistant_message"]')
     time.sleep(2.5)  # it is saved every two seconds
@@ -270,7 +262,7 @@ def killed(window: Window, server: Server) -> None:
     server.start()
     page.reload()
     page.wait_for_selector('[data-step-type="assistant_message"]')
-    page.wait_for_selector(".answer-figures >> text=stopped")
+    page.wait_for_selector(".answer-figures:has-text('stopped')")
     assert window.answers()[-1].strip()
     page.click(".answer-regenerate")
     page.wait_for_selector("#stop-button")
