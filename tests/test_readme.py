@@ -277,6 +277,9 @@ ELSEWHERE = {
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
     "torchrun --nnodes 2": "test_two_nodes.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
+    "python -m chat_ui.terminal": "tests/chat_ui/test_terminal.py",
+    "python -m chat_ui.load": "tests/chat_ui/test_api.py",
+    "python -m chat_ui.benchmark": "some minutes: its result files are compared instead",
 }
 
 
