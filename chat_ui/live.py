@@ -86,12 +86,8 @@ class Live:
             return
         self.message.content += piece
         text = shown(self.message.content)
-        goes_on = text.startswith(self._text)
-        token = {
-            "id": self.message.id,
-            "token": text[len(self._text) :] if goes_on else text,
-            "isSequence": not goes_on,
-        }
+        goes_on = text.startswith(self._text)  # or else what was shown of it before is replaced
+        new = text[len(self._text) :] if goes_on else text
         self._text = text
         if not self._shown:
             self.message.streaming = self._shown = True
