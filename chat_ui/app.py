@@ -19,6 +19,7 @@ from chat_ui.history import History
 from chat_ui.limits import RateLimit
 from chat_ui.live import Live, below
 from chat_ui.settings import Settings, clamped, widgets
+from chat_ui.texts import shown
 from chat_ui.writing import Writing
 from utils.files import InputError
 
@@ -119,6 +120,7 @@ class App:
             elif facts.get("unfinished"):  # the server was killed while it wrote
                 writing = Writing(facts["model"], facts["label"], reason="cancelled")
                 thread["elements"].append(below(step["id"], thread["id"], "Answer", writing.props()))
+            step["output"] = shown(step["output"])
         await self._offer(used, clamped(session.chat_settings))
         if live is not None:
             live.sessions.append(session)
@@ -322,4 +324,4 @@ def _description(info: ModelInfo) -> str:
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """Return one of two answers as the page shows it, from what is kept of it."""
-    return Writing(**facts).props() | {"text": facts["text"]}
+    return Writing(**facts).props() | {"text": shown(facts["text"])}

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -109,9 +110,8 @@ def main(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=5,
         )
-        server = _Server(settings, app.state.chat, config.shutdown_seconds)
         logger.info("The chat is at http://%s:%d", config.host, config.port)
-        asyncio.run(server.serve())
+        asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
 
 
 def build(config: Config, models: Models | None = None, service: Service | None = None) -> FastAPI:
@@ -204,19 +204,24 @@ def _check_port(config: Config) -> None:
             raise InputError(f"cannot listen on {config.host} port {config.port}: {error}") from error
 
 
-class _Server:
-    """Wraps uvicorn's server: when it is told to end, answers that are being written are finished and saved first."""
+async def _serve(settings: uvicorn.Config, chat: App, seconds: float) -> None:
+    """Serve until the process is told to end; answers that are being written are then finished and saved first."""
+    import uvicorn
 
-    def __init__(self, settings: uvicorn.Config, chat: App, seconds: float) -> None:
-        import uvicorn
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Take the signals in the event loop, and do not send them again in the end: to end is no failure."""
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+            yield
 
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                logger.info("Ending; answers that are being written get up to %g seconds", seconds)
-                await chat.drain(seconds)
-                await super().shutdown(sockets)
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logger.info("Ending; answers that are being written get up to %g seconds", seconds)
+            await chat.drain(seconds)
+            await super().shutdown(sockets)
 
-        self.serve = Server(settings).serve
+    await Server(settings).serve()
 
 
 if __name__ == "__main__":

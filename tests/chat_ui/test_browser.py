@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from chat_ui.accounts import Accounts
+from chat_ui.texts import JOINER
 from tests.tiny_run import tiny, train_silently
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -24,8 +25,10 @@ ARGUMENTS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 ROOT = Path(__file__).parents[2]
-EVIL = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"> [a](javascript:window.hacked=1)
-<iframe srcdoc="<script>parent.hacked = 1</script>"></iframe> ![p](https://evil.example/p.png)
+EVIL = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">
+<iframe srcdoc="<script>parent.hacked = 1</script>"></iframe>
+
+[a link](javascript:window.hacked=1) and ![a picture](https://evil.example/p.png) at 10:30, said :nobody.
 
 ```python
 def f(x: int) -> int:
@@ -184,7 +187,9 @@ def test_the_whole_flow(server: Server, browser: Any) -> None:
     assert len(window.answers()) == len(answers)
     page.wait_for_selector("text=onerror")
     page.wait_for_selector(".hljs-keyword")
+    page.locator("a", has_text="a link").click()
     assert page.evaluate("window.hacked") is None
+    assert "said :nobody." in window.answers()[-1].replace(JOINER, "")
     assert page.locator("iframe, a[href^=javascript]").count() == 0
     page.locator(".compare-choose").nth(1).wait_for()
 

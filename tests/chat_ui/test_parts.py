@@ -14,7 +14,7 @@ from chat_ui import accounts, audit, frontend, health, limits, server
 from chat_ui.conversations import conversation_of
 from chat_ui.filters import load_filter
 from chat_ui.settings import LARGEST_SEED, LONGEST_SYSTEM_PROMPT, Settings, clamped, widgets
-from chat_ui.texts import clean
+from chat_ui.texts import JOINER, clean, said, shown
 from utils.files import InputError
 
 
@@ -157,6 +157,15 @@ def test_a_conversation_is_what_was_said_and_answered() -> None:
 
 def test_text_that_cannot_be_stored_is_replaced() -> None:
     assert clean("a\0b\ud800\r\nc\rd\U0001f600") == "a\ufffdb\ufffd\nc\nd\U0001f600"
+
+
+def test_words_after_a_colon_are_kept_apart_from_it_but_not_in_code() -> None:
+    text = "note:this 10:30 ::leaf `a:b` `c:d\n```py\nx:int\n``` http://a :ü\n```\ny:int"
+    page = shown(text)
+    assert page.replace(JOINER, "|") == (
+        "note:|this 10:30 ::|leaf `a:b` `c:|d\n```py\nx:int\n``` http://a :|ü\n```\ny:int"
+    )
+    assert said(page) == text
 
 
 def test_time_up_goes_on_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
