@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ALONE = "alone"  # the choice "compare with nothing"
+ENDING_SECONDS = 5  # that an answer may take to be saved
 STARTERS = {
-    "Begin a novel": "It was a bright morning in the village, and",
+    "Ask about a novel": "Who marries Mr. Darcy?",
+    "Say hello": "Hello, how are you?",
+    "Begin a chapter": "It was a bright morning in the village, and",
     "Emma's opinion": "Emma was of the opinion that",
-    "Ask a question": "What makes a good friend?",
-    "Explain attention": "Explain in two sentences what attention does in a language model.",
 }
-NO_MODEL = "There is no checkpoint yet: `make demo` trains a small one; then reload this page."
+NO_MODEL = "There is no checkpoint yet: `make chat-model` makes a small one that answers; then reload this page."
 
 
 class App:
@@ -187,6 +188,9 @@ class App:
         """Return whether a message can be answered now; tell the reader why if not."""
         session = _session()
         user = session.user.identifier
+        live = self.live.get(session.thread_id)
+        if live is not None and live.is_ending:  # the reader need not know that it is still being saved
+            await asyncio.wait([self.tasks[session.thread_id]], timeout=ENDING_SECONDS)
         if self.closing:
             await tell("The server is being restarted: send this again in a minute.")
         elif session.thread_id in self.tasks:

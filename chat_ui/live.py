@@ -59,6 +59,11 @@ class Live:
         """Whether two models answer."""
         return len(self.writings) > 1
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing more will be written, though not all may be saved yet."""
+        return all(writing.stopped or writing.reason for writing in self.writings)
+
     @asynccontextmanager
     async def saving(self) -> AsyncIterator[None]:
         """Save the message now and then while the block runs, and once more at its end, then with what stands below."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chat_ui import database, frontend
+from chat_ui import api, database, export, frontend, guard
 from chat_ui.accounts import Accounts
 from chat_ui.app import App
 from chat_ui.audit import Audit
@@ -28,6 +28,7 @@ from chat_ui.health import Health, Uptime
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
 from chat_ui.logins import Logins
+from chat_ui.security import Security
 from utils.command_line import run
 from utils.files import InputError
 from utils.locks import alone
@@ -56,7 +57,9 @@ class Config:
     gpt2: bool = True
     """Offer GPT-2 too, which is downloaded when it is first chosen."""
     state: Path = Path("runs/chat")
-    """A folder for what the server keeps: history, accounts, audit log."""
+    """A folder for what the server keeps: history, accounts, audit log. Each server needs one of its own."""
+    accounts: Path | None = None
+    """The file of accounts, which servers may share; None: accounts.json in the state folder."""
     origin: tuple[str, ...] = ()
     """Addresses under which browsers reach the server behind a proxy, such as https://chat.example.org."""
     trust_proxy: bool = False
@@ -128,16 +131,15 @@ def build(config: Config, models: Models | None = None, service: Service | None 
     engine = database.connect(os.environ.get("DATABASE_URL"), config.state / "history.sqlite")
     history = History(engine)
     audit = Audit(config.state / "audit.jsonl", texts=config.audit_texts)
-    accounts = Accounts(config.state / "accounts.json")
+    accounts = Accounts(config.accounts or config.state / "accounts.json")
     logins = Logins(config.host, accounts, config.oauth_allow, history, audit)
-    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
-    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
-    rate = RateLimit(config.requests_per_minute)
-    chat = App(service, models, history, audit, rate, refuse)
     frontend.prepare(config.state)
     frontend.load()
-    chat.install()
     logins.install()
+    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
+    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
+    chat = App(service, models, history, audit, RateLimit(config.requests_per_minute), refuse)
+    chat.install()
     health = Health(chat, service, logins, Uptime(config.state / "uptime.json"))
 
     @asynccontextmanager
@@ -163,12 +165,11 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    from chat_ui import api, export, guard
-    from chat_ui.security import Security
-
     guard.install(sio, chat)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
+    authorize = api.gate(logins.api_user, chat.rate, chat.audit)
+    app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)
     app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     app.router.routes.extend(frontend.routes())

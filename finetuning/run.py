@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -27,7 +27,7 @@ from finetuning.config import FineTuning
 from finetuning.lora import add_lora, merge, save_adapter
 from gpt_model import GPT, GPTConfig
 from gpt_model.run_directory import check_tokenizer, identity, load, load_tokenizer, read_config
-from pretraining.checkpoint import WEIGHTS
+from pretraining.checkpoint import WEIGHTS, list_checkpoints
 from pretraining.data_folder import TOKENIZER
 from pretraining.engine import Engine, Objective, Settings, World, fit, warmup_cosine
 from pretraining.engine.callbacks import Callback, EarlyStopping
@@ -52,7 +52,11 @@ from working_with_text_data.minbpe import Tokenizer
 log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
-TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, "report.json", "report.md", "report.html", "predictions.csv")
+REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
+REPORTS = (
+    "report.json", "report.md", "report.html", "predictions.csv", "reliability.svg", "preferences.svg", "reward.svg",
+)  # fmt: skip
+TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Base:
     config: dict[str, Any]
     """The content of the base's config.json; empty for a GPT-2."""
     is_new: bool
-    """Whether the run directory is still to be made; else the model's weights are those of no training yet, and `fit`
-    loads the run's."""
+    """Whether the run directory is still to be made; else the model's weights may be anything, and `fit` loads those of
+    the run's checkpoint, if there is one."""
 
 
 def goes_on(config: FineTuning) -> bool:
@@ -77,13 +81,19 @@ def load_base(config: FineTuning, world: World) -> Base:
     """Return the model that a new run begins with, or one of the kind that the run in `out` has; nothing is written.
 
     Raises:
-        InputError: if no model is named, or it cannot be read; if `out` is taken by something else.
+        InputError: if no model is named, or it cannot be read, or LoRA cannot change it as asked for; if `out` is taken
+            by something else.
     """
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
+        if not list_checkpoints(config.out):  # a process was killed before it wrote the first one
+            return Base(*load(config.run, config.pretrained), stored, is_new=False)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
     check_new(config)
     model, tokenizer = load(config.run, config.pretrained)
+    if config.lora_rank is not None:
+        with torch.device("meta"):  # what cannot be adapted is refused before anything is written
+            add_lora(GPT(model.config), config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
     return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
 
 
@@ -136,7 +146,7 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
     check_tokenizer(base.model.config, base.tokenizer, config.out)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     del settings["fresh"]
-    wanted = json.loads(json.dumps({**settings, **facts}))
+    wanted = json.loads(json.dumps({**facts, **settings}))
     if base.is_new:
         if config.fresh:
             delete_run(config.out, TUNED_RUN_FILES)
@@ -152,6 +162,8 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
                 "--fresh to delete it and start over"
             )
     forget_unfinished(config.out)
+    if not (config.out / TOKENIZER).exists():
+        base.tokenizer.save(config.out / TOKENIZER)
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> list[Optimizer]:
@@ -240,7 +252,7 @@ def fine_tune(
             engine, batches, validation, schedule, config.out, _plan(config, steps, world), watching, trackers
         )
     if finished:
-        _take_result(config, model, world)
+        _take_best(config, model, world)
     if world.is_main:
         draw_loss(config.out)
         log.info("%s -> %s", "finished" if finished else "stopped; the same command resumes", config.out)
@@ -259,10 +271,8 @@ def _make_engine(
     make_optimizers: Callable[[nn.Module], list[Optimizer]] | None,
     world: World,
 ) -> Engine:
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if bfloat16_pays(world.device) else "float32"
-    settings = Settings(precision=precision, parallel="ddp" if world.size > 1 else "none", clip=config.clip)
+    parallel = "ddp" if world.size > 1 else "none"
+    settings = Settings(precision=precision_of(config, world.device), parallel=parallel, clip=config.clip)
 
     def adamw(model: nn.Module) -> list[Optimizer]:
         return make_optimizer(model, lr=config.lr, weight_decay=config.weight_decay)
@@ -270,7 +280,14 @@ def _make_engine(
     return Engine(model.to(world.device).train(), objective, make_optimizers or adamw, settings, world)
 
 
-def _take_result(config: FineTuning, model: nn.Module, world: World) -> None:
+def precision_of(config: FineTuning, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return what products are computed in on a device."""
+    if config.precision == "auto":
+        return "bfloat16" if bfloat16_pays(device) else "float32"
+    return config.precision
+
+
+def _take_best(config: FineTuning, model: nn.Module, world: World) -> None:
     """Take the best weights as the result, with LoRA merged."""
     model.load_state_dict(safetensors.torch.load_file(config.out / BEST))
     model.eval()

@@ -50,8 +50,8 @@ def forget_metrics_after(run: Path, step: int) -> None:
         file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def draw_loss(run: Path) -> None:
-    """Draw the run's training and validation loss as loss.svg."""
+def draw_loss(run: Path, per: str = "token") -> None:
+    """Draw the run's training and validation loss as loss.svg; `per` says what the loss is the mean over."""
     metrics = read_metrics(run)
     training = [(line["step"], line["loss"]) for line in metrics]
     validation = [(line["step"], line["val_loss"]) for line in metrics if "val_loss" in line]
@@ -60,7 +60,7 @@ def draw_loss(run: Path) -> None:
             axes.plot(*zip(*training, strict=True), color=BLUE, alpha=0.8, linewidth=1.2, label="training")
         if validation:
             axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", markersize=4, label="held out")
-        axes.set(xlabel="step", ylabel="loss (nats per token)", title=f"Loss of {run.name}")
+        axes.set(xlabel="step", ylabel=f"loss (nats per {per})", title=f"Loss of {run.name}")
         if training or validation:
             axes.legend()
         save_svg(drawing, run / "loss.svg")

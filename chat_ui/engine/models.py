@@ -21,6 +21,7 @@ from gpt_model.config import GPTConfig
 from gpt_model.costs import weight_bytes
 from gpt_model.fast.decoder import FastDecoder
 from gpt_model.generation import END_OF_TEXT, LanguageModel
+from utils.command_line import describe
 from utils.files import InputError
 from utils.gpt2_download import ModelManager
 from utils.hardware import pick_device
@@ -209,12 +210,12 @@ class Models:
                 return loaded
             info = self.info(name)
             self._make_room(info, extra, keep)
-            if info.run is None:
-                ModelManager().download_gpt2_model(name, progress=progress)
             try:
+                if info.run is None:
+                    ModelManager().download_gpt2_model(name, progress=progress)
                 model, tokenizer = run_directory.load(info.run, name if info.run is None else None)
             except OSError as error:
-                raise InputError(f"{name} cannot be read: {error.strerror or error}") from error
+                raise InputError(f"{name} cannot be loaded: {describe(error)}") from error
             loaded = Loaded.of(info, FastDecoder(model.to(self.device), "float32"), tokenizer)
             with self._lock:
                 self._looked = -SECONDS_BETWEEN_LOOKS  # a downloaded one is here now

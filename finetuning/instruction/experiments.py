@@ -3,8 +3,8 @@
     python -m finetuning.instruction.experiments        # ten trainings of about a minute; the same command resumes
 
 Each run learns from a part of the questions that come with the project, from the demo's model or from random weights,
-and is graded on questions of the test split: by how many answers are right, word for word. Stored are also its validation
-loss, and the steps after which it had made 90% of its progress.
+and is graded on questions of the test split: by how many answers are right, word for word. Stored are also its
+validation loss, and the steps after which it had made 90% of its progress.
 """
 
 import json

@@ -16,8 +16,10 @@ def log_likelihood(model: nn.Module, ids_BT: Tensor, targets_BT: Tensor) -> Tens
     Args:
         model: a GPT.
         ids_BT: prompts and answers, filled up on the right with any id.
-        targets_BT: the ids that come next; -100 where they are not part of the answer.
+        targets_BT: the ids that come next; -100 where they are not part of the answer. Each row has one.
     """
+    length = int((targets_BT != NOT_COUNTED).any(0).nonzero().max()) + 1  # what follows the longest answer is no use
+    ids_BT, targets_BT = ids_BT[:, :length], targets_BT[:, :length]
     logits_BTV, _ = model(ids_BT)
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)  # bfloat16 is too coarse for a sum over the vocabulary
     losses = F.cross_entropy(

@@ -79,7 +79,7 @@ def read_records(path: Path) -> list[Record]:
         OSError: if it cannot be read.
     """
     records = []
-    for number, where, value in _values(path):
+    for number, where, value in read_values(path):
         try:
             records.append(to_record(value, number))
         except InputError as error:
@@ -155,7 +155,7 @@ def _text(value: dict[str, Any], key: str) -> str:
     return text
 
 
-def _values(path: Path) -> Iterator[tuple[int, str, Any]]:
+def read_values(path: Path) -> Iterator[tuple[int, str, Any]]:
     """Yield the values of a file with their number, and what that numbers: a record of a list, or a line."""
     content = _read(path)
     if content.lstrip()[:1] == b"[":

@@ -25,6 +25,7 @@ from gpt_model.generation import END_OF_TEXT
 from gpt_model.run_directory import read_config
 from pretraining.config import Rate, Steps
 from pretraining.engine import Engine, NextToken, Settings, World, join_world
+from pretraining.metrics import draw_loss
 from utils.command_line import show
 from utils.files import InputError, write_atomically
 from utils.locks import alone
@@ -51,9 +52,9 @@ class Config:
     """The run directory that is written. If it holds a run with the same settings, that run goes on."""
     fresh: bool = False
     """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
-    supervised_steps: Annotated[int, Range(0, 10**6)] = 60
+    supervised_steps: Annotated[int, Range(0, 10**6)] = 55
     """Steps of next-token prediction on sums with results, 32 sums each, before reinforcement begins."""
-    steps: Steps = 300
+    steps: Steps = 600
     """Steps of reinforcement."""
     prompts: Count = 64
     """Sums per step."""
@@ -145,13 +146,12 @@ def train(config: Config, base: Base, world: World) -> dict[str, float] | None:
 
     show_sums(rollouts, config.supervised_steps, config.seed, world)
     before = measure(model)["exact"]
-    log.info(
-        "after %s supervised steps: %.0f%% of the likeliest answers are right", config.supervised_steps, 100 * before
-    )
+    log.info("%.0f%% of the likeliest answers are right after %s steps", 100 * before, config.supervised_steps)
     finished = fine_tune(
         config.fine_tuning(), model, PolicyGradient(measure), rollouts, list, config.steps, world,
         callbacks=[LogReward(rollouts)],
     )  # fmt: skip
+    draw_loss(config.out, "answer")
     if not finished:
         return None
     results = {"exact_before": before, "exact_after": measure(model)["exact"]}
@@ -168,13 +168,8 @@ def show_sums(rollouts: Rollouts, steps: int, seed: int, world: World) -> None:
     length = len(PROMPTS[0]) + N_NEW
     ids_QT = torch.tensor([ids + [rollouts.end] * (length - len(ids)) for ids in encoded], device=world.device)
     targets_QT = answer_targets(ids_QT, len(PROMPTS[0]), rollouts.end)
-    engine = Engine(
-        rollouts.model.train(),
-        NextToken(),
-        partial(make_optimizer, lr=SUPERVISED_LR, weight_decay=0.0),
-        Settings(),
-        world,
-    )
+    adamw = partial(make_optimizer, lr=SUPERVISED_LR, weight_decay=0.0)
+    engine = Engine(rollouts.model.train(), NextToken(), adamw, Settings(), world)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         chosen = torch.randint(len(PROMPTS), (SUPERVISED_BATCH,), generator=generator).to(world.device)

@@ -59,7 +59,8 @@ class Config(FineTuning):
     examples: Count | None = None
     """Learn from so many of the conversations only; by default from all."""
     template: Literal["chatml", "alpaca"] = "chatml"
-    """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them."""
+    """How conversations are written. chatml adds two special tokens to a vocabulary that lacks them, and LoRA could not
+    train those."""
     row_length: Tokens | None = None
     """Tokens of a row, which holds several conversations; longer ones lose the beginning of their prompt. By default
     as many as the model's context. A batch is so many rows."""
@@ -91,8 +92,13 @@ def main(config: Config) -> bool:
             stack.enter_context(alone(config.out, "training in"))
         template = TEMPLATES[config.template]
         base = load_base(config, world)
-        base = add_tokens(base, template.missing(base.tokenizer))
-        return train(config, template, base, world)
+        missing = template.missing(base.tokenizer)
+        if missing and config.lora_rank is not None:
+            raise InputError(
+                f"LoRA would not train the embeddings of {' and '.join(missing)}, which the vocabulary lacks: give "
+                "--template alpaca, or no --lora-rank"
+            )
+        return train(config, template, add_tokens(base, missing), world)
 
 
 def train(config: Config, template: Template, base: Base, world: World) -> bool:

@@ -93,7 +93,8 @@ def _take_apart(stretch: str) -> list[str]:
     start, end = 0, len(stretch)
     first: list[str] = []
     last: list[str] = []
-    while start < end and not _is_whole(stretch, start, end):
+    may_be_whole = "." in stretch
+    while start < end and not (may_be_whole and _is_whole(stretch, start, end)):
         if mark := _OPENING.match(stretch, start, end):
             first.append(mark[0])
             start = mark.end()
@@ -108,8 +109,6 @@ def _take_apart(stretch: str) -> list[str]:
 
 
 def _is_whole(stretch: str, start: int, end: int) -> bool:
-    if "." not in stretch:
-        return False
     if end - start <= _CLOSING_REACHES and stretch[start:end].lower() in _WHOLE:
         return True
     return end - start > 4 and stretch[start].isalnum() and bool(_ADDRESS.fullmatch(stretch, start, end))

@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention_mechanisms import KVCache, LayerCache, Mask, MultiHeadAttention, RingCache, attend
+from attention_mechanisms import (
+    KVCache,
+    LayerCache,
+    Mask,
+    MultiHeadAttention,
+    RingCache,
+    SlidingWindowAttention,
+    attend,
+)
 from tests.attention_mechanisms.cases import by_hand
 
 
@@ -207,6 +215,30 @@ def test_beams_go_on_from_the_rows_they_are_told() -> None:
         torch.testing.assert_close(layer(more_BTC, cache=cache.layers[0]), layer(whole_BTC)[:, 5:])
     assert cache.lengths == [7, 7, 7]
     assert [buffer.data_ptr() for buffer in cache.layers[0].buffers] == places
+
+
+@pytest.mark.parametrize("is_ring", [False, True])
+def test_a_row_moves_to_another_cache_and_goes_on_there(is_ring: bool) -> None:
+    torch.manual_seed(0)
+    layer = SlidingWindowAttention(16, 2, 4, n_sinks=1) if is_ring else MultiHeadAttention(16, 2)
+    x_BTC, more_BTC = torch.randn(1, 7, 16), torch.randn(1, 3, 16)
+    cache, other = KVCache([layer.new_cache(1, 12)]), KVCache([layer.new_cache(3, 10)])
+    with torch.no_grad():
+        layer(x_BTC, cache=cache.layers[0])
+        other.write_row(1, cache.read_row(0), 7)
+        assert other.lengths == [0, 7, 0]
+        continued_BTC = layer(more_BTC, cache=other.rows(1, 2).layers[0])
+        torch.testing.assert_close(continued_BTC, layer(more_BTC, cache=cache.layers[0]))
+        assert other.lengths == [0, 10, 0]
+        if is_ring:
+            with pytest.raises(ValueError, match="a ring of 10 tokens cannot be read as one of 5"):
+                cache.read_row(0, 5)
+            return
+        other.write_row(2, cache.read_row(0, 5), 5)
+        continued_BTC = layer(x_BTC[:, 5:], cache=other.rows(2, 3).layers[0])
+        torch.testing.assert_close(continued_BTC, layer(x_BTC)[:, 5:])
+    with pytest.raises(ValueError, match="the cache holds 10 tokens per row: 11 do not fit"):
+        other.write_row(0, cache.read_row(0), 11)
 
 
 def test_tokens_can_be_taken_back() -> None:

@@ -15,11 +15,12 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from openai import OpenAI
 
-from chat_ui import api, server
+from chat_ui import api, load, server
 from chat_ui.engine import Models, Options, Service
 from chat_ui.engine.batch import Batch
 from gpt_model import TextGenerator
 from tests.chat_ui.small_runs import loaded, tokenizer, write_run
+from utils.files import InputError
 
 HALF = rb'{"model": "base", "prompt": "\ud83d", "messages": [{"role": "user", "content": "\ud83d"}]}'
 NEVER = {str(tokenizer().special_tokens["<|endoftext|>"]): -100}  # as a bias: the text does not end
@@ -356,3 +357,42 @@ def test_the_server_offers_it_and_counts_requests(served: Served, tmp_path: Path
     assert responses[3].json()["error"]["type"] == "rate_limit_error"
     app.state.chat.audit.close()
     assert (tmp_path / "state" / "audit.jsonl").read_text().count("/v1/completions") == 3
+
+
+class TestLoad:
+    def test_users_who_wait_and_some_who_are_refused(
+        self, served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "load.json"
+        config = load.Config(users=(1, 30), url=served.url, model="base", messages=2, max_tokens=20, out=out)
+        alone, many = load.main(config)
+        assert (alone["answers"], alone["failed"]) == (2, 0)
+        assert 0 < alone["first_token_ms"]["median"] <= alone["response_ms"]["median"] <= alone["response_ms"]["p95"]
+        assert many["answers"] + many["failed"] == 60
+        assert many["failed"] > 0, "the queue holds 4"
+        assert any(failure.startswith("429 ") for failure in many["failures"])
+        assert "| 30 | " in capsys.readouterr().out
+        assert json.loads(out.read_text())["rows"] == [alone, many]
+        load.main(load.Config(users=(1,), url=served.url, model="base", messages=1, max_tokens=2, out=out))
+        assert len(json.loads(out.read_text())["rows"]) == 1
+
+    def test_what_it_cannot_measure(self, served: Served, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="the server has no model x: it offers tuned, base"):
+            load.main(load.Config(url=served.url, model="x"))
+        with pytest.raises(InputError, match="is not the API of a chat server"):
+            load.main(load.Config(url=served.url.removesuffix("/v1")))
+        with pytest.raises(InputError, match="users must be at least 1"):
+            load.Config(users=(0,))
+        note = tmp_path / "note.json"
+        note.write_text("{}")
+        with pytest.raises(InputError, match="was not written by this command"):
+            load.main(load.Config(url=served.url, out=note))
+
+    @pytest.mark.slow
+    def test_a_server_of_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        write_run(tmp_path / "runs" / "base")
+        (row,) = load.main(load.Config(users=(3,), runs=tmp_path / "runs", messages=1, max_tokens=5))
+        assert (row["model"], row["answers"], row["failed"]) == ("base", 3, 0)
+        monkeypatch.setattr(load, "SECONDS_TO_START", 0.0)
+        with pytest.raises(InputError, match="the server did not start"):
+            load.main(load.Config(runs=tmp_path / "runs"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.instruction import experiments
+from finetuning.instruction.corpus import load_conversations
 from utils.files import InputError
 
 
@@ -20,11 +21,12 @@ def test_they_compare_bases_and_numbers_of_examples(
     assert [row["base"] for row in rows] == ["the demo's model", "random weights"]
     assert rows[0]["val_loss"] < rows[1]["val_loss"]
     assert (tmp_path / "results.svg").exists()
-    assert "| the demo's model | 21 |" in capsys.readouterr().out
-    curve = (tmp_path / "runs" / "demo-21" / "metrics.jsonl").read_bytes()
+    n_examples = round(len(load_conversations("train")) / 64)
+    assert f"| the demo's model | {n_examples} |" in capsys.readouterr().out
+    curve = (tmp_path / "runs" / f"demo-{n_examples}" / "metrics.jsonl").read_bytes()
     experiments.main(config)
     assert json.loads(config.results.read_bytes())["rows"] == rows
-    assert (tmp_path / "runs" / "demo-21" / "metrics.jsonl").read_bytes() == curve
+    assert (tmp_path / "runs" / f"demo-{n_examples}" / "metrics.jsonl").read_bytes() == curve
 
 
 def test_without_a_base_it_says_so(tmp_path: Path) -> None:

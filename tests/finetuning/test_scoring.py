@@ -23,7 +23,7 @@ from finetuning.instruction.scoring.answers import (
     write_answers,
 )
 from finetuning.instruction.scoring.judge import Judge, compare
-from finetuning.instruction.scoring.likelihood import answer_losses, text_losses
+from finetuning.instruction.scoring.losses import answer_losses, text_losses
 from finetuning.instruction.scoring.stereotypes import PAIRS, stereotype_preferences
 from finetuning.instruction.scoring.text_metrics import bleu, bootstrap, exact_match, interval, mean_of, overlap
 from finetuning.instruction.supervised import Answers, PackedConversations, fit_into

@@ -143,11 +143,21 @@ def test_wrong_wishes_are_one_line_and_change_nothing(
         "say which model": {"run": None, "out": tmp_path / "new"},
         "is not a run directory: it has no config.json": {"run": tmp_path, "out": tmp_path / "new"},
         "would delete": {"run": tuned, "fresh": True},
-        "named .* the pattern|has the pattern": {"lora_rank": 4, "lora_layers": "nothing", "out": tmp_path / "new"},
+        "named .* the pattern|has the pattern": {
+            "lora_rank": 4,
+            "lora_layers": "nothing",
+            "template": "alpaca",
+            "out": tmp_path / "new",
+        },
+        r"LoRA would not train the embeddings of <\|im_start\|> and <\|im_end\|>": {
+            "lora_rank": 4,
+            "out": tmp_path / "new",
+        },
     }.items():
         with pytest.raises(InputError, match=message):
             train.main(dataclasses.replace(wish, **changes))
     assert sha256(tuned / "config.json") == before
+    assert not (tmp_path / "new").exists()
     (tmp_path / "short.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}]))
     with pytest.raises(InputError, match=r"has 1 conversations"):
         train.main(dataclasses.replace(wish, data=tmp_path / "short.json", out=tmp_path / "new2"))

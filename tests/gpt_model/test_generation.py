@@ -173,6 +173,33 @@ class TestBatch:
         assert texts == [generator.generate(prompt, sampling, seed=7 + row) for row, prompt in enumerate(prompts)]
         assert min(len(set(text)) for text in texts) > 5  # no row says one thing over and over
 
+    @pytest.mark.parametrize("name", ["mha", "swa-rope-sinks"])
+    def test_each_row_with_settings_of_its_own(self, name: str) -> None:
+        tokenizer = make_tokenizer()
+        generator = TextGenerator(decided(vocab_size=tokenizer.vocab_size, **VARIANTS[name]), tokenizer)
+        prompts = ["it was", "q", "universally acknowledged", "a truth", "it", "xyz"]
+        samplings = [
+            Sampling(temperature=0, max_new_tokens=20),
+            Sampling(temperature=1.5, seed=3, max_new_tokens=9, stop=("a",)),
+            Sampling(temperature=1.5, seed=4, top_k=5, repetition_penalty=1.3, max_new_tokens=25),
+            Sampling(temperature=1.5, seed=5, top_k=5, max_new_tokens=25, stop_tokens=range(100), min_new_tokens=4),
+            Sampling(temperature=0.7, seed=6, top_p=0.8, max_new_tokens=25, logit_bias={40: 9.0}),
+            Sampling(temperature=2, seed=7, min_p=0.2, max_new_tokens=25, stop_tokens=()),
+        ]
+        texts = generator.generate_batch(prompts, samplings)
+        assert texts == [generator.generate(*each) for each in zip(prompts, samplings, strict=True)]
+        ids = [tokenizer.encode(prompt) for prompt in prompts]
+        tokens: list[list[int]] = [[] for _ in prompts]
+        ended = []
+        for row, token in generator.tokens_batch(ids, samplings, seed=8):
+            ended.append(row) if token is None else tokens[row].append(token)
+        assert tokens == [list(generator.tokens(*each, seed=8)) for each in zip(ids, samplings, strict=True)]
+        assert sorted(ended) == list(range(6))
+        with pytest.raises(InputError, match="one sampling for each prompt, got 6 for 1"):
+            generator.generate_batch(["it"], samplings)
+        with pytest.raises(InputError, match="are more than the context of 64"):
+            generator.tokens_batch(ids, [*samplings[:5], Sampling(max_new_tokens=90, overflow="error")])
+
     def test_rows_that_end_early_change_nothing_for_the_others(self, generator: TextGenerator) -> None:
         """The row with the longest prompt ends at once: later the batch is laid out anew without it."""
         prompts = ["it was a truth universally acknowledged xyzxyzxyz", "it", "a truth"]

@@ -170,7 +170,8 @@ class Study:
         Raises:
             InputError: if it is there already.
         """
-        path = self.folder / f"sheet_{check_name(rater)}.csv"
+        rater = check_name(rater)
+        path = self.folder / f"sheet_{rater}.csv"
         if path.exists():
             raise InputError(f"{path} exists: it may have been filled in, so it is not replaced")
         text = io.StringIO()
