@@ -268,6 +268,12 @@ ELSEWHERE = {
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
+    "python -m deployment.modal_train": "tests/deployment/test_train.py, against a stand-in for Modal",
+    "python -m deployment.download": "tests/deployment/test_train.py, against a stand-in for Modal",
+    "python -m deployment.modal_serve": "tests/deployment/test_serve.py, against a stand-in for Modal",
+    "python -m deployment.costs": "tests/deployment/test_costs.py",
+    "python -m deployment.storage": "tests/deployment/test_storage.py",
+    "python -m deployment.launch.scale": "tests/deployment/test_launch.py",
     "make lint": "test_layering.py::test_style runs the same",
     "make notebook": "test_make_lists_its_targets: it opens a browser",
     "make notebooks": "test_notebooks.py runs the same",
@@ -289,6 +295,9 @@ ELSEWHERE = {
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
     "torchrun --nnodes 2": "test_two_nodes.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",
+    "python -m chat_ui.terminal": "tests/chat_ui/test_terminal.py",
+    "python -m chat_ui.load": "tests/chat_ui/test_api.py",
+    "python -m chat_ui.benchmark": "some minutes: its result files are compared instead",
 }
 
 
