@@ -126,8 +126,9 @@ def main(config: Config) -> dict[str, Any]:
                 tokens_folder = work / f"tokens-books-{fingerprint([books.folder.name, settings['--tokenizer']])}"
                 encode(books, np.ones(len(splits), dtype=bool), tokenizer, tokens_folder, config.workers)
                 counts = write_shards(folder, tokens_folder, tokenizer, splits, config)
-            manifest = {"settings": settings, "documents": statistics(filtered, selection), "books": named}
-            write_manifest(folder.data, {**manifest, "tokens": counts})
+            documents = statistics(filtered, selection)
+            manifest = {"settings": settings, "documents": documents, "books": named, "tokens": counts}
+            write_manifest(folder.data, manifest)
             folder.finish()
         except BaseException:
             folder.leave()

@@ -47,17 +47,22 @@ class HubData:
 
     def rows(self, start: Place) -> Iterator[tuple[Place, Row]]:
         """Yield all rows from a place on."""
-        columns = [name for name in ("text", *URL_FIELDS) if name in (self._stream.column_names or ["text"])]
-        for number in range(start.shard, self._stream.num_shards):
+        n_shards = self._stream.num_shards
+        for number in range(start.shard, n_shards):
             first = start.row if number == start.shard else 0
-            shard = self._stream.select_columns(columns).shard(self._stream.num_shards, number)
-            for row, content in enumerate(shard.skip(first), start=first + 1):
-                yield Place(number, row), Row(content, f"{self.repository}, file {number:,}, row {row:,}")
+            for row, content in enumerate(self._stream.shard(n_shards, number).skip(first), start=first + 1):
+                where = f"{self.repository} {self.configuration}, file {number:,}, row {row:,}"
+                yield Place(number, row), Row({name: content.get(name) for name in ("text", *URL_FIELDS)}, where)
 
     @cached_property
     def _stream(self) -> Any:
         try:
             from datasets import load_dataset  # here only: it takes long to import
+            from datasets.exceptions import DatasetNotFoundError, DatasetsError
         except ImportError as error:
             raise InputError("reading from the Hub needs datasets: pip install datasets") from error
-        return load_dataset(self.repository, self.configuration or None, split="train", streaming=True)
+        try:
+            return load_dataset(self.repository, self.configuration or None, split="train", streaming=True)
+        except (OSError, ValueError, DatasetsError, DatasetNotFoundError) as error:
+            problem = " ".join(str(error).split())
+            raise InputError(f"{self.name}: {self.repository} cannot be read from the Hub: {problem}") from error

@@ -10,7 +10,9 @@ from typing import Any
 import httpx
 import pytest
 import socketio
+from argon2 import PasswordHasher
 
+from chat_ui import accounts as accounts_module
 from chat_ui import server
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
@@ -325,7 +327,8 @@ def test_more_messages_than_allowed(house: Serve) -> None:
     play(scenario())
 
 
-def test_people_log_in_and_out(house: Serve, tmp_path: Path) -> None:
+def test_people_log_in_and_out(house: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounts_module, "HASHER", PasswordHasher(time_cost=1, memory_cost=64))
     accounts = server.Accounts(tmp_path / "state" / "accounts.json")
     accounts.add("ada", "correct horse")
     accounts.add("mallory", "battery staple")

@@ -224,7 +224,8 @@ def test_optional_filters_have_their_say(sources: Path, tmp_path: Path) -> None:
     assert web["n_replaced"] == 0
     n_left = web["n_kept"]
     assert web["selected"]["surprising"] == pytest.approx(n_left / 4, abs=1)
-    rejected = [json.loads(line) for path in tmp_path.rglob("*.rejected.jsonl") for line in path.open()]
+    stored = "".join(path.read_text() for path in tmp_path.rglob("*.rejected.jsonl"))
+    rejected = [json.loads(line) for line in stored.splitlines()]
     assert len(rejected) == sum(web["rejected"].values())
     assert {row["reason"] for row in rejected} == set(web["rejected"])
     assert 0 < manifest["packing"]["train"]["cropped_share"] < 0.5
