@@ -121,6 +121,12 @@ def classification_passage() -> str:
     return tables()
 
 
+def pools_passage() -> str:
+    from finetuning.classification.results_table import pools
+
+    return pools()
+
+
 def paragraph(text: str) -> str:
     """Break a paragraph into the lines of a page."""
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
@@ -213,6 +219,7 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("finetuning/instruction/README.md", experiments_passage),
     ("working_with_text_data/README.md", tokenizer_passage),
     ("finetuning/classification/README.md", classification_passage),
+    ("finetuning/classification/README.md", pools_passage),
     ("attention_mechanisms/results/README.md", attention_passage),
     ("attention_mechanisms/results/README.md", attention_gpu_passage),
     ("attention_mechanisms/README.md", variants_passage),
