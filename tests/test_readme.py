@@ -109,6 +109,12 @@ def model_passage() -> str:
     return model_figures.tables(ROOT / "gpt_model" / "results")
 
 
+def corpus_passage() -> str:
+    from pretraining.corpus.measure import table
+
+    return table(results("pretraining/results/corpus.json"))
+
+
 def variants_passage() -> str:
     from pretraining.variants import table
 
@@ -216,7 +222,11 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("pretraining/README.md", speed_passage),
     ("pretraining/README.md", recipe_passage),
     ("pretraining/README.md", training_gpu_passage),
+<<<<<<< HEAD
     ("finetuning/instruction/README.md", experiments_passage),
+=======
+    ("pretraining/README.md", corpus_passage),
+>>>>>>> corpus
     ("working_with_text_data/README.md", tokenizer_passage),
     ("finetuning/classification/README.md", classification_passage),
     ("finetuning/classification/README.md", pools_passage),
@@ -315,6 +325,8 @@ ELSEWHERE = {
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
     "python -m pretraining.hellaswag": "test_hellaswag.py",
+    "python -m pretraining.prepare_gutenberg": "test_corpus_gutenberg.py",
+    "python -m pretraining.prepare_smollm": "test_corpus_pipeline.py",
     "python -m pretraining.watch": "test_watch.py",
     "python -m pretraining.advanced": "test_advanced.py",
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
