@@ -114,6 +114,12 @@ def variants_passage() -> str:
     return table(results("pretraining/results/variants.json"))
 
 
+def classification_passage() -> str:
+    from finetuning.classification.results_table import tables
+
+    return tables()
+
+
 def paragraph(text: str) -> str:
     """Break a paragraph into the lines of a page."""
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
@@ -195,6 +201,7 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("pretraining/README.md", recipe_passage),
     ("pretraining/README.md", training_gpu_passage),
     ("working_with_text_data/README.md", tokenizer_passage),
+    ("finetuning/classification/README.md", classification_passage),
     ("attention_mechanisms/results/README.md", attention_passage),
     ("attention_mechanisms/results/README.md", attention_gpu_passage),
     ("attention_mechanisms/README.md", variants_passage),
@@ -252,10 +259,21 @@ ELSEWHERE = {
     "make demo": "test_a_fresh_clone",
     "make chat-model": "test_train.py: the command in it, with a smaller run",
     "make chat": "tests/chat_ui: the command in it",
+    "python -m finetuning.classification.baseline": "tests/finetuning/classification/test_baseline.py",
+    "python -m finetuning.classification.train": "tests/finetuning/classification/test_train.py",
+    "python -m finetuning.classification.predict": "tests/finetuning/classification/test_train.py",
+    "python -m finetuning.classification.compare": "tests/finetuning/classification/test_train.py",
+    "python -m finetuning.classification.ablations": "tests/finetuning/classification/test_ablations.py",
     "python -m finetuning.instruction.train": "test_train.py",
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
+    "python -m deployment.modal_train": "tests/deployment/test_train.py, against a stand-in for Modal",
+    "python -m deployment.download": "tests/deployment/test_train.py, against a stand-in for Modal",
+    "python -m deployment.modal_serve": "tests/deployment/test_serve.py, against a stand-in for Modal",
+    "python -m deployment.costs": "tests/deployment/test_costs.py",
+    "python -m deployment.storage": "tests/deployment/test_storage.py",
+    "python -m deployment.launch.scale": "tests/deployment/test_launch.py",
     "make lint": "test_layering.py::test_style runs the same",
     "make notebook": "test_make_lists_its_targets: it opens a browser",
     "make notebooks": "test_notebooks.py runs the same",

@@ -88,7 +88,7 @@ def _curve(config: Config) -> Row:
     rows = measure_curve(models, models.available()[-1].name, (1, 2, 4, 8, 16, 32), 20 if config.quick else 100, rounds)
     if not config.quick:
         numbers = (1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 2, 4, 8)
-        rows += measure_curve(models, "gpt2-small", numbers, 100 if on_gpu else 24, rounds)
+        rows += measure_curve(models, "gpt2-small", numbers, 100 if on_gpu else 48, rounds)
     return {"rows": rows}
 
 

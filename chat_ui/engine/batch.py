@@ -35,7 +35,7 @@ from gpt_model.sampling import Sampler, Sampling, check_tokens, choose_each
 from utils.files import InputError
 
 FLOPS_OF_A_CHUNK = 4e9  # what two cores do in some 50 milliseconds
-SHORTEST_CHUNK = 16  # tokens; with fewer, reading the weights takes longer than computing with them
+SHORTEST_CHUNK = 32  # tokens; with fewer, reading the weights takes longer than computing with them
 
 
 Ended = Literal["stop", "length", "error"]

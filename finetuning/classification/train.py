@@ -162,7 +162,7 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
         for chosen, ids_BT, lengths_B in in_order(val_rows, size):
             yield ids_BT, lengths_B, torch.from_numpy(splits.val.labels[chosen])
 
-    objective = Classification(class_weights(learned.labels) if config.class_weights else None)
+    objective = Classification(class_weights(learned.labels, len(names)) if config.class_weights else None)
     steps = config.epochs * len(batches)
     finished = fine_tune(
         config, classifier.model, objective, batches, validation, steps, world,

@@ -195,3 +195,20 @@ def test_checkpoints_are_written_more_often_where_more_can_break() -> None:
     few, many = (scale.plan(scale.Config(), gpus) for gpus in (8, 1000))
     assert many.every < few.every
     assert many.checkpoint == pytest.approx(few.checkpoint / 125)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        scale.Config(),
+        scale.Config(tokens_per_step=4_194_304),
+        scale.Config(size="7b", tokens_per_step=4_194_304),
+    ],
+)
+def test_the_page_has_what_comes_out(config: scale.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    scale.main(config)
+    shown = capsys.readouterr().out
+    page = (LAUNCH / "README.md").read_text(encoding="utf-8")
+    assert scale.table(config) in page
+    assert scale.table(config) in shown
+    assert f"{scale.utilisation():.0%}" in page
