@@ -63,11 +63,7 @@ def clamped(values: Any, base: Settings | None = None) -> Settings:
     """Return settings with what can be used of some values, each within its limits, whatever a client sent.
 
     Args:
-<<<<<<< HEAD
-        values: by the names of the settings; other names are ignored, and so are values that are not numbers.
-=======
         values: by the names of the settings; other names are ignored, and so is what is not a number.
->>>>>>> chat-app
         base: what holds for the rest; `Settings()` by default.
     """
     base = base or Settings()

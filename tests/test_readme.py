@@ -222,11 +222,8 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("pretraining/README.md", speed_passage),
     ("pretraining/README.md", recipe_passage),
     ("pretraining/README.md", training_gpu_passage),
-<<<<<<< HEAD
     ("finetuning/instruction/README.md", experiments_passage),
-=======
     ("pretraining/README.md", corpus_passage),
->>>>>>> corpus
     ("working_with_text_data/README.md", tokenizer_passage),
     ("finetuning/classification/README.md", classification_passage),
     ("finetuning/classification/README.md", pools_passage),
