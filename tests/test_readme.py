@@ -253,6 +253,8 @@ ELSEWHERE = {
     "make chat-model": "test_train.py: the command in it, with a smaller run",
     "make chat": "tests/chat_ui: the command in it",
     "python -m finetuning.instruction.train": "test_train.py",
+    "python -m finetuning.instruction.dpo": "test_dpo.py",
+    "python -m finetuning.instruction.reinforce": "test_reinforce.py",
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
