@@ -53,7 +53,9 @@ log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
 REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
-REPORTS = ("report.json", "report.md", "report.html", "predictions.csv", "preferences.svg", "reward.svg")
+REPORTS = (
+    "report.json", "report.md", "report.html", "predictions.csv", "reliability.svg", "preferences.svg", "reward.svg",
+)  # fmt: skip
 TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 
 

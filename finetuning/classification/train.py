@@ -35,6 +35,7 @@ from finetuning.config import FineTuning
 from finetuning.run import Base, checksum, fine_tune, load_base, open_run
 from gpt_model.config import Tokens
 from pretraining.engine import World, join_world
+from pretraining.metrics import read_metrics
 from utils.command_line import show
 from utils.files import InputError
 from utils.hardware import describe
@@ -58,8 +59,8 @@ class Config(FineTuning):
     """The run directory that is written. If it holds a run with the same settings, that run goes on."""
     data: Path = SENTENCES
     """A CSV file, or CSV.gz, with the columns text (or review) and label (or sentiment), UTF-8."""
-    share: Annotated[float, Range(0, 1, open_below=True)] = 1.0
-    """Share of the training texts that is learned from."""
+    texts: Count | None = None
+    """Learn from so many of the training texts only; by default from all."""
     split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Decides which texts train, validate and test; the same split as the baseline's with the same seed."""
 
@@ -147,7 +148,9 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
         GPTClassifier(base.model, len(names), pool=config.pool, dropout=config.dropout),
         base.tokenizer, names, most_tokens, config.cut,
     )  # fmt: skip
-    learned = with_copies(config, splits.train.take(np.arange(max(1, round(config.share * len(splits.train))))))
+    learned = with_copies(
+        config, splits.train.take(np.arange(min(config.texts or len(splits.train), len(splits.train))))
+    )
     batches = Bucketed(
         classifier.encode(learned.texts), learned.labels, config.batch_size, config.seed,
         rank=world.rank, n_ranks=world.size,
@@ -159,7 +162,7 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
         for chosen, ids_BT, lengths_B in in_order(val_rows, size):
             yield ids_BT, lengths_B, torch.from_numpy(splits.val.labels[chosen])
 
-    objective = Classification(class_weights(learned.labels) if config.class_weights else None)
+    objective = Classification(class_weights(learned.labels, len(names)) if config.class_weights else None)
     steps = config.epochs * len(batches)
     finished = fine_tune(
         config, classifier.model, objective, batches, validation, steps, world,
@@ -194,6 +197,8 @@ def report(config: Config, classifier: TextClassifier, splits: Splits) -> None:
         "machine": describe(),
         "data": splits.statistics,
         "model": {"parameters": sum(parameter.numel() for parameter in classifier.model.parameters())},
+        "seconds": read_metrics(config.out)[-1]["seconds"],
+        "gpu_megabytes": torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None,
         "test": measures(test_NK, splits.test.labels, splits.test.names),
     }
     write_report(config.out, content, splits.test, test_NK, partial(explain, classifier))

@@ -166,7 +166,7 @@ def batches(source: Source, start: Place) -> Iterator[Batch]:
 
 
 def size_of(row: Row) -> int:
-    """Return about how many bytes a row holds."""
+    """Return about how many bytes there are in a row."""
     if isinstance(row.content, bytes):
         return len(row.content)
     if isinstance(row.content, dict):

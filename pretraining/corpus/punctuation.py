@@ -23,8 +23,8 @@ def _characters(ranges: str) -> frozenset[str]:
     return frozenset(chr(code) for ends in bounds for code in range(ends[0], ends[-1] + 1))
 
 
-SENTENCE_ENDS = tuple(sorted(_characters(_ENDS)))
-"""What may end a sentence, to be given to `str.endswith`."""
+SENTENCE_ENDS = _characters(_ENDS)
+"""What may end a sentence."""
 
 PUNCTUATION = frozenset(
     """!"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~""" "—”：％１〈（、━【「」，】；“《„’∶´．–？！～«〉》）。…►»"

@@ -15,14 +15,13 @@ from pretraining.corpus.words import Phrases
 TOP_PHRASES = ((2, 0.20), (3, 0.18), (4, 0.16))  # words; the most characters in the commonest such phrase, as a share
 REPEATED_PHRASES = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))  # in all phrases said before
 PARAGRAPH_END = re.compile(r"\n{2,}")
-LINE_END = re.compile(r"\n+")
 
 
 def gopher_repetition(text: str, words: Sequence[str]) -> str | None:
     """Return which of Gopher's rules on repetition a document breaks, named as datatrove names it."""
     if not text:
         return "empty"
-    for name, parts in (("para", PARAGRAPH_END.split(text.strip())), ("line", LINE_END.split(text))):
+    for name, parts in (("para", PARAGRAPH_END.split(text.strip())), ("line", _lines(text))):
         n_parts, n_characters = repeated(parts)
         if n_parts / len(parts) > 0.3:
             return f"dup_{name}_frac"
@@ -38,6 +37,12 @@ def gopher_repetition(text: str, words: Sequence[str]) -> str | None:
         if repeated_characters(phrases, n, share * len(text)) / len(text) > share:
             return f"duplicated_{n}_n_grams"
     return None
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text that hold anything, and the empty ones at its ends: `re.split("\\n+", text)`."""
+    lines = [line for line in text.split("\n") if line]
+    return [""] * text.startswith("\n") + lines + [""] * text.endswith("\n")
 
 
 def top_characters(phrases: Phrases, n: int, most: float = 0, most_common: int = 2**62) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def fineweb(text: str, words: Sequence[str]) -> str | None:
     lines = [line for line in text.split("\n") if line.strip()]
     if not lines:
         return "empty"
-    if sum(line.endswith(SENTENCE_ENDS) for line in lines) / len(lines) < 0.12:
+    if sum(line[-1] in SENTENCE_ENDS for line in lines) / len(lines) < 0.12:
         return "line_punct_ratio"
     if sum(len(line) <= 30 for line in lines) / len(lines) > 0.67:
         return "short_line_ratio"
@@ -102,7 +102,8 @@ def c4(
         words = line.split()
         if len(line) > 1000 and max(map(len, words)) > 1000:
             continue
-        line = CITATION.sub("", line)
+        if "[" in line:
+            line = CITATION.sub("", line)
         if only_whole_sentences and (not line.endswith((".", "?", "!", '"', "'")) or line.endswith("...")):
             continue
         if len(words) < 3:

@@ -87,6 +87,7 @@ def test_two_models_are_compared_on_the_same_questions() -> None:
         ("Write at least ten words about it.", "It is blue.", {"words": False}),
         ("Explain it in one sentence.", "It is blue. It is wide.", {"sentences": False}),
         ("Explain it in two sentences.", "It is blue. It is wide.", {"sentences": True}),
+        ("Describe him in one sentence.", "Mr. Darcy is proud.", {"sentences": True}),
         ("Name three colors.", "Red, green and blue.", {"items": True}),
         ("List 5 reasons to swim.", "1. Fun\n2. Health", {"items": False}),
         ("Write a 3 sentence story.", "Once. Then. End.", {}),
