@@ -139,12 +139,12 @@ def _is_comparison(path: Path) -> bool:
     return True
 
 
-def summary(result: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Return the mean accuracy of each row, its standard deviation, and the seconds of a run."""
+def summary(result: dict[str, Any]) -> dict[str, tuple[float, float | None, float]]:
+    """Return the mean accuracy of each row, its standard deviation, None of a single run, and the seconds of a run."""
     found = {}
     for row in result["rows"]:
         accuracies = [run["accuracy"] for run in row["runs"]]
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
         seconds = statistics.mean(run["seconds"] for run in row["runs"])
         found[row["change"]] = (statistics.mean(accuracies), spread, seconds)
     return found
@@ -157,7 +157,8 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name, (mean, spread, seconds) in means.items():
         change = "" if start is None or name == AS_IT_IS else f"{100 * (mean - start):+.1f}"
-        rows.append([name, f"{100 * mean:.1f}", f"{100 * spread:.1f}", change, f"{seconds:.0f}"])
+        sd = "" if spread is None else f"{100 * spread:.1f}"
+        rows.append([name, f"{100 * mean:.1f}", sd, change, f"{seconds:.0f}"])
     return markdown_table(("one thing changed", "accuracy, %:", "sd:", "points:", "seconds:"), rows)
 
 
