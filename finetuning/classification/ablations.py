@@ -1,6 +1,6 @@
 """Which part of the recipe brings what: one thing changed at a time, three seeds each.
 
-    python -m finetuning.classification.ablations                              the demo's model: 20 minutes, two cores
+    python -m finetuning.classification.ablations                              the demo's model: some 20 minutes
     python -m finetuning.classification.ablations gpu --data reviews.csv.gz    GPT-2 small on whole reviews
 
 A difference smaller than that between two seeds is none. So each row is a mean with its spread, and the table says how
@@ -70,8 +70,8 @@ class Config:
     """Which rows are made."""
     seeds: Count = 3
     """Runs per row."""
-    texts: Count | None = 2000
-    """Training texts; fewer make the comparison faster, and coarser. By default 2,000 of the sentences."""
+    texts: Count | None = 1200
+    """Training texts; fewer make the comparison faster, and coarser. By default 1,200 of the sentences."""
     epochs: Count = 2
     """How often each is learned from."""
     device: str = "auto"
