@@ -139,13 +139,13 @@ class Config:
     """The name of a user to make a key for the API for; it is printed once."""
     remove: str | None = None
     """The name of a user whose account and keys to take away."""
-    state: Path = Path("runs/chat")
-    """The folder that the server keeps its things in."""
+    accounts: Path = Path("runs/chat/accounts.json")
+    """The file of accounts, in the server's state folder unless it was given another one."""
 
 
 def main(config: Config) -> None:
     """Do what is asked, and print the names of all users."""
-    accounts = Accounts(config.state / "accounts.json")
+    accounts = Accounts(config.accounts)
     if config.add is not None:
         accounts.add(config.add, _password(config.add))
     if config.key is not None:

@@ -35,7 +35,7 @@ Refuse = Callable[[str], str | None]
 
 
 def gate(find_user: Callable[[Request], Awaitable[str]], rate: RateLimit, audit: Audit) -> Authorize:
-    """Return what lets in requests of known users, so many a minute, and writes each into the audit log.
+    """Return what lets in requests of known users, so many per minute, and writes each into the audit log.
 
     Args:
         find_user: returns who sent a request; raises HTTPException if nobody knows.
@@ -129,7 +129,7 @@ class _Api:
         try:
             body = parse(kind, await request.json())
         except (ValueError, RecursionError) as error:
-            raise ApiError(400, f"the body is no JSON: {error}") from error
+            raise ApiError(400, f"the body is not JSON: {error}") from error
         except InputError as error:
             raise ApiError(400, str(error)) from error
         answers = self._submit(body)

@@ -19,6 +19,7 @@ from chat_ui.history import History
 from chat_ui.limits import RateLimit
 from chat_ui.live import Live, below
 from chat_ui.settings import Settings, clamped, widgets
+from chat_ui.texts import shown
 from chat_ui.writing import Writing
 from utils.files import InputError
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ALONE = "alone"  # the choice "compare with nothing"
+ENDING_SECONDS = 5  # that an answer may take to be saved
 STARTERS = {
     "Ask about a novel": "Who marries Mr. Darcy?",
     "Say hello": "Hello, how are you?",
@@ -118,6 +120,7 @@ class App:
             elif facts.get("unfinished"):  # the server was killed while it wrote
                 writing = Writing(facts["model"], facts["label"], reason="cancelled")
                 thread["elements"].append(below(step["id"], thread["id"], "Answer", writing.props()))
+            step["output"] = shown(step["output"])
         await self._offer(used, clamped(session.chat_settings))
         if live is not None:
             live.sessions.append(session)
@@ -187,6 +190,9 @@ class App:
         """Return whether a message can be answered now; tell the reader why if not."""
         session = _session()
         user = session.user.identifier
+        live = self.live.get(session.thread_id)
+        if live is not None and live.is_ending:  # the reader need not know that it is still being saved
+            await asyncio.wait([self.tasks[session.thread_id]], timeout=ENDING_SECONDS)
         if self.closing:
             await tell("The server is being restarted: send this again in a minute.")
         elif session.thread_id in self.tasks:
@@ -318,4 +324,4 @@ def _description(info: ModelInfo) -> str:
 
 def _shown(facts: dict[str, Any]) -> dict[str, Any]:
     """Return one of two answers as the page shows it, from what is kept of it."""
-    return Writing(**facts).props() | {"text": facts["text"]}
+    return Writing(**facts).props() | {"text": shown(facts["text"])}

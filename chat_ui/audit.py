@@ -23,7 +23,9 @@ class Audit:
     def __init__(self, path: Path, *, texts: bool = False) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.texts = texts
-        self._handler = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=N_FILES, encoding="utf-8")
+        self._handler = RotatingFileHandler(
+            path, maxBytes=FILE_BYTES, backupCount=N_FILES, encoding="utf-8", delay=True
+        )
 
     def write(self, event: str, *, text: str | None = None, **fields: Any) -> None:
         """Write down an event.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from chat_ui.texts import said
 from finetuning.instruction.conversation import Conversation, Turn
 
 
@@ -39,4 +40,4 @@ def answer_of(message: Message) -> str:
         return ""
     if "sides" in metadata:
         return metadata["sides"][metadata["chosen"]]["text"]
-    return message.content
+    return said(message.content)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from chat_ui.history import History
+from chat_ui.texts import shown
 from chat_ui.writing import Writing
 
 if TYPE_CHECKING:
@@ -52,12 +53,18 @@ class Live:
         self.sessions = [session]
         self.history = history
         self._shown = False
+        self._text = ""
         self._painted = 0.0
 
     @property
     def is_comparison(self) -> bool:
         """Whether two models answer."""
         return len(self.writings) > 1
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether nothing more will be written, though not all may be saved yet."""
+        return all(writing.stopped or writing.reason for writing in self.writings)
 
     @asynccontextmanager
     async def saving(self) -> AsyncIterator[None]:
@@ -78,11 +85,15 @@ class Live:
                 await self.changed()
             return
         self.message.content += piece
+        text = shown(self.message.content)
+        goes_on = text.startswith(self._text)  # or else what was shown of it before is replaced
+        new = text[len(self._text) :] if goes_on else text
+        self._text = text
         if not self._shown:
             self.message.streaming = self._shown = True
-            await self.emit("stream_start", self.message.to_dict())
+            await self.emit("stream_start", self._step())
         else:
-            await self.emit("stream_token", {"id": self.message.id, "token": piece, "isSequence": False})
+            await self.emit("stream_token", {"id": self.message.id, "token": new, "isSequence": not goes_on})
 
     async def changed(self) -> None:
         """Show what has changed below the text; or the whole, if two models answer."""
@@ -91,7 +102,7 @@ class Live:
                 return  # the page shows that something is coming
             self._shown = True
             self.message.streaming = not self.is_comparison
-            await self.emit("new_message", self.message.to_dict())
+            await self.emit("new_message", self._step())
         self._painted = time.monotonic()
         await self.emit("element", self.element())
 
@@ -109,6 +120,10 @@ class Live:
         for writing in self.writings:
             writing.stop()
 
+    def _step(self) -> dict[str, Any]:
+        """Return the message as a page gets it."""
+        return self.message.to_dict() | {"output": shown(self.message.content)}
+
     async def _save_repeatedly(self) -> None:
         while True:
             await self.history.save_step(self.message.to_dict() | {"streaming": False})
@@ -125,7 +140,7 @@ class Live:
         for session in self.sessions:
             messages = chat_contexts.setdefault(session.id, [])
             messages[:] = [known for known in messages if known.id != message.id] + [message]
-        await self.emit("update_message" if self._shown else "new_message", message.to_dict())
+        await self.emit("update_message" if self._shown else "new_message", self._step())
         await self.emit("element", self.element())
         await self.history.save_step(message.to_dict())
         await self.history.save_element(self.element())
@@ -135,7 +150,7 @@ def _props(writings: list[Writing]) -> tuple[str, dict[str, Any]]:
     """Return the name of the element that draws answers, and what it draws."""
     if len(writings) == 1:
         return "Answer", writings[0].props()
-    return "Compare", {"sides": [writing.props() | {"text": writing.text} for writing in writings], "chosen": 0}
+    return "Compare", {"sides": [writing.props() | {"text": shown(writing.text)} for writing in writings], "chosen": 0}
 
 
 def _facts(writings: list[Writing]) -> dict[str, Any]:

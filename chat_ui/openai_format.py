@@ -163,12 +163,12 @@ def readable(text: str, name: str) -> str:
     """Return a text.
 
     Raises:
-        InputError: if it holds half a character, as JSON can: "\\ud83d" is no text.
+        InputError: if it holds half a character, as JSON can, such as "\\ud83d".
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{name} is no text: it holds half of a surrogate pair") from error
+        raise InputError(f"{name} is not valid text: it holds half of a surrogate pair") from error
     return text
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chat_ui import database, frontend
+from chat_ui import api, database, export, frontend, guard
 from chat_ui.accounts import Accounts
 from chat_ui.app import App
 from chat_ui.audit import Audit
@@ -28,6 +29,7 @@ from chat_ui.health import Health, Uptime
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
 from chat_ui.logins import Logins
+from chat_ui.security import Security
 from utils.command_line import run
 from utils.files import InputError
 from utils.locks import alone
@@ -56,7 +58,9 @@ class Config:
     gpt2: bool = True
     """Offer GPT-2 too, which is downloaded when it is first chosen."""
     state: Path = Path("runs/chat")
-    """A folder for what the server keeps: history, accounts, audit log."""
+    """A folder for what the server keeps: history, accounts, audit log. Each server needs one of its own."""
+    accounts: Path | None = None
+    """The file of accounts, which servers may share; None: accounts.json in the state folder."""
     origin: tuple[str, ...] = ()
     """Addresses under which browsers reach the server behind a proxy, such as https://chat.example.org."""
     trust_proxy: bool = False
@@ -106,9 +110,8 @@ def main(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=5,
         )
-        server = _Server(settings, app.state.chat, config.shutdown_seconds)
         logger.info("The chat is at http://%s:%d", config.host, config.port)
-        asyncio.run(server.serve())
+        asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
 
 
 def build(config: Config, models: Models | None = None, service: Service | None = None) -> FastAPI:
@@ -128,16 +131,15 @@ def build(config: Config, models: Models | None = None, service: Service | None 
     engine = database.connect(os.environ.get("DATABASE_URL"), config.state / "history.sqlite")
     history = History(engine)
     audit = Audit(config.state / "audit.jsonl", texts=config.audit_texts)
-    accounts = Accounts(config.state / "accounts.json")
+    accounts = Accounts(config.accounts or config.state / "accounts.json")
     logins = Logins(config.host, accounts, config.oauth_allow, history, audit)
-    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
-    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
-    rate = RateLimit(config.requests_per_minute)
-    chat = App(service, models, history, audit, rate, refuse)
     frontend.prepare(config.state)
     frontend.load()
-    chat.install()
     logins.install()
+    models = models or Models(config.runs, gpt2=config.gpt2, memory=config.memory_mib and config.memory_mib * 2**20)
+    service = service or Service(models, Options(rows=config.rows, queue=config.queue), fallback=config.fallback)
+    chat = App(service, models, history, audit, RateLimit(config.requests_per_minute), refuse)
+    chat.install()
     health = Health(chat, service, logins, Uptime(config.state / "uptime.json"))
 
     @asynccontextmanager
@@ -163,12 +165,11 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    from chat_ui import api, export, guard
-    from chat_ui.security import Security
-
     guard.install(sio, chat)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
+    authorize = api.gate(logins.api_user, chat.rate, chat.audit)
+    app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)
     app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     app.router.routes.extend(frontend.routes())
@@ -203,19 +204,24 @@ def _check_port(config: Config) -> None:
             raise InputError(f"cannot listen on {config.host} port {config.port}: {error}") from error
 
 
-class _Server:
-    """Wraps uvicorn's server: when it is told to end, answers that are being written are finished and saved first."""
+async def _serve(settings: uvicorn.Config, chat: App, seconds: float) -> None:
+    """Serve until the process is told to end; answers that are being written are then finished and saved first."""
+    import uvicorn
 
-    def __init__(self, settings: uvicorn.Config, chat: App, seconds: float) -> None:
-        import uvicorn
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Take the signals in the event loop, and do not send them again in the end: to end is no failure."""
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+            yield
 
-        class Server(uvicorn.Server):
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                logger.info("Ending; answers that are being written get up to %g seconds", seconds)
-                await chat.drain(seconds)
-                await super().shutdown(sockets)
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logger.info("Ending; answers that are being written get up to %g seconds", seconds)
+            await chat.drain(seconds)
+            await super().shutdown(sockets)
 
-        self.serve = Server(settings).serve
+    await Server(settings).serve()
 
 
 if __name__ == "__main__":

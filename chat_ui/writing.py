@@ -13,7 +13,7 @@ from utils.files import InputError
 if TYPE_CHECKING:
     from chat_ui.filters import Filter
 
-FLUSH_SECONDS = 0.03  # a page that is repainted more often only costs
+FLUSH_SECONDS = 0.05  # a page that is repainted more often only costs
 ENDED = {"cancelled": "stopped", "length": "as long as it may be", "error": "failed"}
 
 
@@ -37,6 +37,8 @@ class Writing:
     """Speed and size, each with its unit, when it is finished."""
     notes: list[str] = field(default_factory=list)
     """What the reader should know: another model answers, or turns were forgotten."""
+    stopped: bool = False
+    """Whether it was told to end."""
     removed: bool = False
     """Whether the content filter has taken it away."""
     answer: Answer | None = None
@@ -44,6 +46,7 @@ class Writing:
 
     def stop(self) -> None:
         """End it at the next token."""
+        self.stopped = True
         if self.answer is not None:
             self.answer.cancel()
 

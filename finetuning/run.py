@@ -27,7 +27,7 @@ from finetuning.config import FineTuning
 from finetuning.lora import add_lora, merge, save_adapter
 from gpt_model import GPT, GPTConfig
 from gpt_model.run_directory import check_tokenizer, identity, load, load_tokenizer, read_config
-from pretraining.checkpoint import WEIGHTS
+from pretraining.checkpoint import WEIGHTS, list_checkpoints
 from pretraining.data_folder import TOKENIZER
 from pretraining.engine import Engine, Objective, Settings, World, fit, warmup_cosine
 from pretraining.engine.callbacks import Callback, EarlyStopping
@@ -53,7 +53,9 @@ log = logging.getLogger(__name__)
 
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
 REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
-REPORTS = ("report.json", "report.md", "report.html", "predictions.csv", "preferences.svg", "reward.svg")
+REPORTS = (
+    "report.json", "report.md", "report.html", "predictions.csv", "reliability.svg", "preferences.svg", "reward.svg",
+)  # fmt: skip
 TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 
 
@@ -66,8 +68,8 @@ class Base:
     config: dict[str, Any]
     """The content of the base's config.json; empty for a GPT-2."""
     is_new: bool
-    """Whether the run directory is still to be made; else the model's weights are those of no training yet, and `fit`
-    loads the run's."""
+    """Whether the run directory is still to be made; else the model's weights may be anything, and `fit` loads those of
+    the run's checkpoint, if there is one."""
 
 
 def goes_on(config: FineTuning) -> bool:
@@ -84,6 +86,8 @@ def load_base(config: FineTuning, world: World) -> Base:
     """
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
+        if not list_checkpoints(config.out):  # a process was killed before it wrote the first one
+            return Base(*load(config.run, config.pretrained), stored, is_new=False)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
     check_new(config)
     model, tokenizer = load(config.run, config.pretrained)
@@ -142,7 +146,7 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
     check_tokenizer(base.model.config, base.tokenizer, config.out)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
     del settings["fresh"]
-    wanted = json.loads(json.dumps({**settings, **facts}))
+    wanted = json.loads(json.dumps({**facts, **settings}))
     if base.is_new:
         if config.fresh:
             delete_run(config.out, TUNED_RUN_FILES)
@@ -158,6 +162,8 @@ def open_run(config: FineTuning, base: Base, facts: dict[str, Any], **top: Any) 
                 "--fresh to delete it and start over"
             )
     forget_unfinished(config.out)
+    if not (config.out / TOKENIZER).exists():
+        base.tokenizer.save(config.out / TOKENIZER)
 
 
 def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> list[Optimizer]:

@@ -311,6 +311,7 @@ def choose_each(logits_BV: Tensor, samplers: Sequence[Sampler]) -> Tensor:
     if any(sampler.adjusts for sampler in samplers):
         rows = logits_BV.split(1)
         logits_BV = torch.cat([s.adjust(row) if s.adjusts else row for s, row in zip(samplers, rows, strict=True)])
+    check_scores(logits_BV)  # of all rows, before any of them draws
     alike: dict[tuple[float | None, ...], list[int]] = {}
     for row, sampler in enumerate(samplers):
         how = sampler.sampling

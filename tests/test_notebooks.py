@@ -46,6 +46,15 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_every_figure_is_stored(path: Path) -> None:
+    """A notebook that was executed where nothing is drawn has its text, and no pictures."""
+    for cell in cells(path, "code"):
+        if "plt.show()" in "".join(cell["source"]).splitlines():
+            kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
+            assert any(kind.startswith("image/") for kind in kinds), f"cell {cell['id']} shows no picture"
+
+
 def printed(cell: dict[str, Any]) -> str:
     """Return all text among the outputs of a cell, without the pictures."""
     texts = []

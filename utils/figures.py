@@ -1,5 +1,6 @@
 """One look for all figures, readable on light pages and on dark ones: mid tones on a transparent background."""
 
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,9 +66,16 @@ def figure(columns: int = 1, rows: int = 1, **subplots: Any) -> Iterator[tuple["
 
 
 def save_svg(drawing: "Figure", path: Path) -> None:
-    """Write a figure as SVG, without the date, so that the same data gives the same bytes."""
+    """Write a figure as SVG; the same data gives the same bytes."""
     with write_atomically(path) as file:
-        drawing.savefig(file, format="svg", metadata={"Date": None})
+        file.write(svg_bytes(drawing))
+
+
+def svg_bytes(drawing: "Figure") -> bytes:
+    """Return a figure as SVG, without the date."""
+    content = io.BytesIO()
+    drawing.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
 
 
 def draw_boxes(

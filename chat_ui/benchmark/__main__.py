@@ -5,6 +5,7 @@ python -m chat_ui.benchmark --quick      # one minute, to see that it works
 """
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from chat_ui.benchmark.figures import draw_all, tables
-from chat_ui.benchmark.serving import measure_curve, measure_next_turn, models_of
+from chat_ui.benchmark.serving import measure_curve, measure_equality, measure_next_turn, models_of
 from gpt_model.config import GPTConfig
 from gpt_model.run_directory import read_config
 from utils.measuring import Row, check_folders, machine, measure_parts, run_benchmark, show_results
@@ -32,9 +33,9 @@ class Config:
     Prints tables, writes results/*.json, and draws figures/*.svg from them.
     """
 
-    part: Literal["all", "curve", "turns", "figures"] = "all"
-    """curve: texts written at once, with a run and with GPT-2 small's shape. turns: a conversation's next turn.
-    figures: show the stored results again."""
+    part: Literal["all", "equal", "curve", "turns", "figures"] = "all"
+    """equal: whether a run's texts are the same alone and among others. curve: texts written at once, with that run
+    and with GPT-2 small's shape. turns: a conversation's next turn. figures: show the stored results again."""
     quick: bool = False
     """A small model and few rounds. The numbers are not for quoting."""
     run: Path = Path("runs/demo")
@@ -61,16 +62,22 @@ def main(config: Config) -> None:
     place = QUICK if config.quick else CHAPTER
     results = config.results or place / "results"
     figures = config.figures or place / "figures"
-    parts: dict[str, Callable[[Config], Row]] = {"curve": _curve, "turns": _turns}
+    parts: dict[str, Callable[[Config], Row]] = {"equal": _equal, "curve": _curve, "turns": _turns}
     wanted = {name: partial(part, config) for name, part in parts.items() if config.part in (name, "all")}
     check_folders(results, figures)
     if wanted:
         read_config(config.run)
         models = models_of(None, [], config.device)
-        about = {"machine": machine(models.device), "quick": config.quick}
+        about = {"machine": machine(models.device), "load": os.getloadavg()[0], "quick": config.quick}
         on_gpu = "_gpu" if models.device.type != "cpu" else ""
         measure_parts({f"{name}{on_gpu}": part for name, part in wanted.items()}, results, about)
     show_results(results, figures, tables, draw_all)
+
+
+def _equal(config: Config) -> Row:
+    models = models_of(config.run, [], config.device)
+    loaded = models.load(models.available()[-1].name)
+    return {"rows": [measure_equality(loaded, *((8, 20) if config.quick else (64, 50)))]}
 
 
 def _curve(config: Config) -> Row:
@@ -81,7 +88,7 @@ def _curve(config: Config) -> Row:
     rows = measure_curve(models, models.available()[-1].name, (1, 2, 4, 8, 16, 32), 20 if config.quick else 100, rounds)
     if not config.quick:
         numbers = (1, 2, 4, 8, 16, 32, 64) if on_gpu else (1, 2, 4, 8)
-        rows += measure_curve(models, "gpt2-small", numbers, 100 if on_gpu else 24, rounds)
+        rows += measure_curve(models, "gpt2-small", numbers, 100 if on_gpu else 48, rounds)
     return {"rows": rows}
 
 

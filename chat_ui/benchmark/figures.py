@@ -17,17 +17,31 @@ def curve_table(result: Row) -> str:
         "at once:",
         "tokens/s, all together:",
         "times one alone:",
+        "by processor time:",
         "first token, ms:",
         "event loop late, p99, ms:",
     ]
+    rows = []
+    for row in result["rows"]:
+        cells = ["", "", "", ""]
+        if row["at_once"]:
+            numbers = ("tokens_per_second", "times_one", "times_one_by_processor", "first_token_ms")
+            formats = (",.0f", ".1f", ".1f", ",.0f")
+            cells = [format(row[name]["median"], form) for name, form in zip(numbers, formats, strict=True)]
+        rows.append((row["model"], str(row["at_once"]), *cells, f"{row['loop_late_p99_ms']:.1f}"))
+    return markdown_table(columns, rows)
+
+
+def equal_table(result: Row) -> str:
+    """Show how many texts are the same alone and among others."""
+    columns = ["model", "texts:", "tokens:", "texts with equal tokens:", "largest difference of a log-probability:"]
     rows = [
         (
             row["model"],
-            str(row["at_once"]),
-            f"{row['tokens_per_second']['median']:,.0f}",
-            f"{row['times_one']['median']:.1f}",
-            f"{row['first_token_ms']['median']:,.0f}",
-            f"{row['loop_late_p99_ms']:.1f}",
+            str(row["texts"]),
+            f"{row['tokens']:,}",
+            str(row["equal_texts"]),
+            f"{row['largest_difference']:.0e}",
         )
         for row in result["rows"]
     ]
@@ -52,8 +66,10 @@ def turns_table(result: Row) -> str:
 
 
 TABLES: dict[str, Callable[[Row], str]] = {
+    "equal": equal_table,
     "curve": curve_table,
     "turns": turns_table,
+    "equal_gpu": equal_table,
     "curve_gpu": curve_table,
     "turns_gpu": turns_table,
 }
@@ -68,7 +84,8 @@ def tables(results: Path) -> str:
 def _table_and_machine(table: Callable[[Row], str], result: Row) -> str:
     here = result["machine"]
     where = here["gpu"] if here["device"] == "cuda" else f"{here['cpu']}, {here['threads']} threads"
-    return f"{table(result)}\n\n{where}, PyTorch {here['torch']}."
+    busy = f"; other programs' load when it began: {result['load']:.1f}" if result["load"] > 1 else ""
+    return f"{table(result)}\n\n{where}, PyTorch {here['torch']}{busy}."
 
 
 def draw_all(results: Path, figures: Path) -> None:
@@ -83,9 +100,10 @@ def draw_curve(path: Path, result: Row) -> None:
     names = list(dict.fromkeys(row["model"] for row in result["rows"]))
     with figure(figsize=(5.2, 3.4)) as (drawing, axes):
         for name, color in zip(names, COLORS, strict=False):
-            rows = [row for row in result["rows"] if row["model"] == name]
-            numbers = [row["at_once"] for row in rows]
-            axes.plot(numbers, [row["times_one"]["median"] for row in rows], "o-", color=color, label=name)
+            rows = [row for row in result["rows"] if row["model"] == name and row["at_once"]]
+            gains = [row["times_one"]["median"] for row in rows]
+            axes.plot([row["at_once"] for row in rows], gains, "o-", color=color, label=name)
+        numbers = sorted({row["at_once"] for row in result["rows"] if row["at_once"]})
         axes.plot(numbers, numbers, color=INK, linestyle=":", label="as if each were alone")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)

@@ -25,6 +25,7 @@ from chat_ui.engine.events import (
 )
 from chat_ui.engine.models import Loaded, ModelInfo, Models
 from chat_ui.engine.options import Options
+from chat_ui.engine.prefixes import PrefixCache
 from chat_ui.engine.service import Answer, Service, Status
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Models",
     "Options",
     "Piece",
+    "PrefixCache",
     "Queued",
     "Request",
     "Result",

@@ -10,7 +10,7 @@ between the steps (Agrawal et al. 2023, https://arxiv.org/abs/2308.16369), so th
     row 2            c c c c c c c
     desk     b     c c         d d d     where prompts are read, one after the other, before they get a row
 
-Nothing here knows threads or time; service.py calls it in a loop.
+Nothing here knows threads or time; scheduler.py calls it in a loop.
 
 Shapes: B rows, T time, V vocabulary.
 """
@@ -35,7 +35,7 @@ from gpt_model.sampling import Sampler, Sampling, check_tokens, choose_each
 from utils.files import InputError
 
 FLOPS_OF_A_CHUNK = 4e9  # what two cores do in some 50 milliseconds
-SHORTEST_CHUNK = 16  # tokens; with fewer, reading the weights takes longer than computing with them
+SHORTEST_CHUNK = 32  # tokens; with fewer, reading the weights takes longer than computing with them
 
 
 Ended = Literal["stop", "length", "error"]
@@ -157,7 +157,7 @@ class Batch:
         """Forget a text that has ended, or is to end now; what was read of it may be reused."""
         if text in self.writing:
             row = self.writing.index(text)
-            if self.prefixes is not None:
+            if self.prefixes is not None and text.error is None:
                 self.prefixes.put(text.window[: self._cache.lengths[row]], self._cache, row)
             self._vacate(row)
         elif text in self.reading:
@@ -203,7 +203,7 @@ class Batch:
         return written
 
     def _read(self, budget: int) -> tuple[int, list[Written]]:
-        """Read up to `budget` tokens of the prompt on the desk; if that is all of it, choose what follows.
+        """Read `budget` tokens of the prompt on the desk, or a few more; if that is all of it, choose what follows.
 
         Returns:
             how many were read, and what was written.
@@ -212,7 +212,8 @@ class Batch:
         done = self._desk.lengths[0]
         if not done and self.prefixes is not None:
             done = self._reuse(text)
-        size = self.chunk if self.exact else budget  # where a prompt is cut must not depend on the one before it
+        # a few tokens cost as much as many; and if it is to be exact, the cut must not depend on the prompt before
+        size = self.chunk if self.exact else max(budget, min(self.chunk, SHORTEST_CHUNK))
         part = text.window[done : done + size]
         ids_1T = torch.tensor([part], device=device_of(self.loaded.model))
         logits_11V, _ = self.loaded.model(ids_1T, mask=None, cache=self._desk, last_only=True)
@@ -247,26 +248,19 @@ class Batch:
 
     def _choose(self, logits_BV: Tensor, texts: Sequence[Text]) -> list[Written]:
         """Choose the next token of each text, and say what that means for it."""
-        is_usable = logits_BV.amax(dim=-1).isfinite().tolist()
-        if not all(is_usable):
-            good = [row for row, usable in enumerate(is_usable) if usable]
-            failed = [text for text, usable in zip(texts, is_usable, strict=True) if not usable]
-            rest = self._choose(logits_BV[good], [texts[row] for row in good]) if good else []
-            for text in failed:
-                text.is_models_fault = True
-            why = "the model's scores are not finite: its weights are damaged"
-            return rest + [self._fail(text, why) for text in failed]
         try:
             ids = choose_each(logits_BV, [text.sampler for text in texts if text.sampler]).tolist()
         except InputError as error:
-            if len(texts) > 1:  # somebody has forbidden all tokens: find out who
+            if len(texts) > 1:  # one of them ends, and the others go on
                 return [w for row, text in enumerate(texts) for w in self._choose(logits_BV[row : row + 1], [text])]
-            return [self._fail(texts[0], str(error))]
+            return [self._fail(texts[0], str(error), logits_BV)]
         return [self._note(text, ids[row], logits_BV[row]) for row, text in enumerate(texts)]
 
-    def _fail(self, text: Text, error: str) -> Written:
+    def _fail(self, text: Text, error: str, logits_1V: Tensor) -> Written:
+        """End a text for which no token can be chosen: who asked has forbidden all, or the model has none to offer."""
         text.ended = "error"
-        text.error = error
+        text.is_models_fault = not logits_1V.amax().isfinite()
+        text.error = "the model's scores are not finite: its weights are damaged" if text.is_models_fault else error
         return Written(text, None, text.streamed.add(b"", final=True), text.ended)
 
     def _note(self, text: Text, id_: int, logits_V: Tensor) -> Written:

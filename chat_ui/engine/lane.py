@@ -34,7 +34,6 @@ class Job:
     """What its reader was told last."""
     started: float = 0.0
     prompt_tokens: int = 0
-    choices: list[Choice] = field(default_factory=list)
     n_unfinished: int = 0
     """Choices; `request.n` from the beginning."""
 
@@ -219,7 +218,7 @@ class Lane:
         """Pass on what a step did for a text."""
         choice = self._running[written.text]
         if written.token is not None:
-            choice.first_token = choice.first_token or now
+            choice.first_token = now if choice.first_token is None else choice.first_token
             choice.held.append(written.token)
         if written.piece or (written.ended and choice.held):
             self._say_piece(choice, written.piece)
@@ -265,7 +264,7 @@ class Lane:
         self.counters[f"finished_{reason}"] += 1
         self.counters["completion_tokens"] += n_tokens
         self.counters["reused_tokens"] += choice.text.n_reused
-        first = choice.first_token or now
+        first = now if choice.first_token is None else choice.first_token
         timings = Timings(job.started - job.submitted, first - job.submitted, now - job.submitted)
         usage = Usage(job.prompt_tokens, n_tokens, choice.text.n_reused)
         self.emit(job, Finished(choice.number, reason, usage, timings, error, **facts))

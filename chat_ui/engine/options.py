@@ -25,7 +25,8 @@ class Options:
     time_limit: Annotated[float, Range(0, 86_400, open_below=True)] = 300
     """Seconds after which a text that is being written ends with "length", and a request that waits with "error"."""
     prefix_mib: Annotated[int, Range(0, 2**20)] = 256
-    """MiB per model for keys and values of earlier texts, which a conversation's next turn need not read again."""
+    """MiB per model, at most, for keys and values of earlier texts, which a conversation's next turn need not read
+    again."""
     responses: Annotated[int, Range(0, 10**6)] = 256
     """Answers per model to deterministic requests (temperature 0, or a seed), kept for the next equal one."""
     exact: bool = False

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.1  # at a download's progress and at time limits, while nothing runs
 LOADERS = 4  # models that are loaded at the same time
-CACHE_SHARE = 4  # caches take at most this fraction of the memory that models may take
+CACHE_SHARE = 4  # a model's rows take at most this fraction of the memory that models may take
+PREFIX_SHARE = 16  # and what is kept of its earlier texts this one
 
 Told = list[tuple[Job, Event]]
 
@@ -209,7 +210,7 @@ class Scheduler:
         """Begin to load a model."""
         info = self.models.info(lane.name)
         extra = cache_bytes(info.config, self._rows(info) + 1, info.context_length, torch.float32)
-        extra += self.options.prefix_mib * 2**20
+        extra += self._prefix_bytes
         used = {other.name for other in self.lanes.values() if other is not lane and not other.is_idle}
 
         def note(done: int, total: int | None) -> None:
@@ -259,14 +260,18 @@ class Scheduler:
         lane.waiting.clear()
 
     def _batch(self, loaded: Loaded) -> Batch:
-        reuses = self.options.prefix_mib and not self.options.exact
+        reuses = self._prefix_bytes and not self.options.exact
         return Batch(
             loaded,
             self._rows(loaded.info),
             chunk=self.options.prefill_chunk,
-            prefixes=PrefixCache(self.options.prefix_mib * 2**20) if reuses else None,
+            prefixes=PrefixCache(self._prefix_bytes) if reuses else None,
             exact=self.options.exact,
         )
+
+    @property
+    def _prefix_bytes(self) -> int:
+        return min(self.options.prefix_mib * 2**20, self.models.memory // PREFIX_SHARE)
 
     def _rows(self, info: ModelInfo) -> int:
         """Return how many texts a model writes at once: their caches share a part of the memory."""

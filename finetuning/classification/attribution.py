@@ -63,6 +63,7 @@ def _in_the_text(model: BagOfWords, text: str, worth_F: np.ndarray) -> Pieces:
     A feature's worth is shared out evenly over the places where it stands.
     """
     words = [(match[0].lower(), *match.span()) for match in WORD.finditer(text)]
+    words = [word for word in words if word[0] not in (model.vectorizer.get_stop_words() or ())]
     features = [[word, *([f"{word} {words[at + 1][0]}"] if at + 1 < len(words) else [])]
                 for at, (word, *_) in enumerate(words)]  # fmt: skip
     vocabulary = model.vectorizer.vocabulary_

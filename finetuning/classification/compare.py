@@ -7,7 +7,6 @@ those that exactly one of them got right say something.
 """
 
 import csv
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from finetuning.classification.evaluation import bootstrap, mcnemar
 from finetuning.classification.report import PREDICTIONS
+from finetuning.classification.reviews import LONGEST_FIELD
 from utils.command_line import show
 from utils.files import InputError
 
@@ -39,7 +39,7 @@ def read_right(folder: Path) -> dict[str, bool]:
     path = folder / PREDICTIONS
     if not path.is_file():
         raise InputError(f"{folder} has no {PREDICTIONS}: a baseline or a finished training run writes it")
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(LONGEST_FIELD)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, strict=True))

@@ -46,10 +46,10 @@ class Classification:
         return {"val_loss": loss / count, "val_accuracy": right / count}
 
 
-def class_weights(labels_N: np.ndarray) -> Tensor:
+def class_weights(labels_N: np.ndarray, n_classes: int) -> Tensor:
     """Return weights (K,) that have each class count the same, in proportion to 1 / its number of texts.
 
     Their mean over the texts is 1, so that the loss, divided by the number of texts, keeps its size.
     """
-    counts_K = np.bincount(labels_N)
-    return torch.from_numpy(len(labels_N) / (len(counts_K) * counts_K)).float()
+    counts_K = np.bincount(labels_N, minlength=n_classes)
+    return torch.from_numpy(len(labels_N) / (n_classes * counts_K.clip(min=1))).float()

@@ -11,7 +11,6 @@ import csv
 import gzip
 import logging
 import re
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ SENTENCES = Path(__file__).parent / "data" / "movie_sentences.csv.gz"
 TEXT_COLUMNS = ("text", "review", "sentence")
 LABEL_COLUMNS = ("label", "sentiment")
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
+LONGEST_FIELD = 2**31 - 1  # characters
 FEWEST_PER_CLASS = 10  # so that each split has some of each class
 
 LINE_BREAK = re.compile(r"(?:<\s*br\s*/?\s*>\s*)+", re.IGNORECASE)
@@ -111,7 +111,7 @@ def _rows(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     if not path.is_file():
         raise InputError(f"{path} is not a file: give a CSV file with the columns text and label")
     refuse_lfs_pointer(path)
-    csv.field_size_limit(sys.maxsize)  # a review may be longer than the 131,072 characters that csv allows
+    csv.field_size_limit(LONGEST_FIELD)  # a review may be longer than the 131,072 characters that csv allows
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     line = 0
     try:
@@ -171,8 +171,18 @@ def split(reviews: Reviews, seed: int) -> Splits:
     """Remove doubles, shuffle, and split 80/10/10, with the same shares of the classes in each part.
 
     Of texts that are equal or nearly so, the first stays, so that none can be in two parts.
+
+    Raises:
+        InputError: if too few texts of a class are left.
     """
     kept = np.array(first_of_each(reviews.texts))
+    counts = np.bincount(reviews.labels[kept], minlength=len(reviews.names))
+    if counts.min() < FEWEST_PER_CLASS:
+        rare = printable(reviews.names[counts.argmin()])
+        raise InputError(
+            f"without doubles there are {counts.min()} texts of class {rare!r}: at least {FEWEST_PER_CLASS} "
+            "of each are needed"
+        )
     rng = np.random.default_rng(seed)
     parts: dict[str, list[int]] = {name: [] for name in SHARES}
     for number in range(len(reviews.names)):

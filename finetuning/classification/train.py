@@ -23,17 +23,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from finetuning.classification.attribution import explain
+from finetuning.classification.augment import Method, augmented
 from finetuning.classification.batches import Bucketed, Cut, in_order
 from finetuning.classification.classifier import GPTClassifier, Pool, freeze_all_but, make_optimizers
 from finetuning.classification.evaluation import measures
 from finetuning.classification.objective import Classification, class_weights
 from finetuning.classification.report import write_report
-from finetuning.classification.reviews import SENTENCES, Splits, read_reviews, split
+from finetuning.classification.reviews import SENTENCES, Reviews, Splits, read_reviews, split
 from finetuning.classification.text_classifier import KEY, TextClassifier
 from finetuning.config import FineTuning
 from finetuning.run import Base, checksum, fine_tune, load_base, open_run
 from gpt_model.config import Tokens
 from pretraining.engine import World, join_world
+from pretraining.metrics import read_metrics
 from utils.command_line import show
 from utils.files import InputError
 from utils.hardware import describe
@@ -51,14 +53,14 @@ class Config(FineTuning):
     Ctrl-C saves and stops; the same command resumes. Everything is written to one run directory.
     """
 
-    not_the_run: ClassVar[frozenset[str]] = FineTuning.not_the_run | {"data"}  # its checksum counts
+    not_the_run: ClassVar[frozenset[str]] = FineTuning.not_the_run | {"data", "copies"}  # its checksum counts
 
     out: Path = Path("runs/sentiment")
     """The run directory that is written. If it holds a run with the same settings, that run goes on."""
     data: Path = SENTENCES
     """A CSV file, or CSV.gz, with the columns text (or review) and label (or sentiment), UTF-8."""
-    share: Annotated[float, Range(0, 1, open_below=True)] = 1.0
-    """Share of the training texts that is learned from."""
+    texts: Count | None = None
+    """Learn from so many of the training texts only; by default from all."""
     split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Decides which texts train, validate and test; the same split as the baseline's with the same seed."""
 
@@ -73,6 +75,14 @@ class Config(FineTuning):
     """The learning rate of each layer is that of the layer above it times this."""
     class_weights: bool = False
     """Have each class count the same, however many texts it has."""
+    augment: tuple[Method, ...] = ()
+    """Learn from changed copies of the training texts, too, one for each method: synonyms, insert, swap, delete,
+    sentences, translate. The first two need WordNet, the last --translators."""
+    translators: tuple[str, str] | None = None
+    """Two models of `transformers`, into another language and back, such as Helsinki-NLP/opus-mt-en-de and
+    Helsinki-NLP/opus-mt-de-en."""
+    copies: Path = Path("runs/augmented")
+    """Folder in which changed copies are kept for the next run."""
     most_tokens: Tokens | None = None
     """Tokens of a text that are read at most; by default as many as the model's context."""
     cut: Cut = "both"
@@ -87,7 +97,7 @@ class Config(FineTuning):
 
 
 PRESETS = {
-    "demo": Config(run=Path("runs/demo"), epochs=4, batch_size=32, lr=1e-3, most_tokens=128),
+    "demo": Config(run=Path("runs/demo"), epochs=2, batch_size=32, lr=5e-4, most_tokens=128),
     "imdb": Config(
         pretrained="gpt2", out=Path("runs/imdb"), epochs=3, batch_size=32, micro_batch_size=8, lr=1e-4, most_tokens=512,
         eval_every=200, checkpoint_every=200,
@@ -138,7 +148,9 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
         GPTClassifier(base.model, len(names), pool=config.pool, dropout=config.dropout),
         base.tokenizer, names, most_tokens, config.cut,
     )  # fmt: skip
-    learned = splits.train.take(np.arange(max(1, round(config.share * len(splits.train)))))
+    learned = with_copies(
+        config, splits.train.take(np.arange(min(config.texts or len(splits.train), len(splits.train))))
+    )
     batches = Bucketed(
         classifier.encode(learned.texts), learned.labels, config.batch_size, config.seed,
         rank=world.rank, n_ranks=world.size,
@@ -150,7 +162,7 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
         for chosen, ids_BT, lengths_B in in_order(val_rows, size):
             yield ids_BT, lengths_B, torch.from_numpy(splits.val.labels[chosen])
 
-    objective = Classification(class_weights(learned.labels) if config.class_weights else None)
+    objective = Classification(class_weights(learned.labels, len(names)) if config.class_weights else None)
     steps = config.epochs * len(batches)
     finished = fine_tune(
         config, classifier.model, objective, batches, validation, steps, world,
@@ -159,6 +171,14 @@ def train(config: Config, splits: Splits, base: Base, world: World) -> bool:
     if finished and world.is_main:
         report(config, classifier, splits)
     return finished
+
+
+def with_copies(config: Config, learned: Reviews) -> Reviews:
+    """Return the texts that are learned from, and a changed copy of each for each method of augmentation."""
+    texts = list(learned.texts)
+    for method in config.augment:
+        texts += augmented(learned.texts, method, config.seed, config.copies, config.translators)
+    return Reviews(tuple(texts), np.tile(learned.labels, 1 + len(config.augment)), learned.names)
 
 
 def what_moves(config: Config, model: GPTClassifier) -> list[Optimizer]:
@@ -177,6 +197,8 @@ def report(config: Config, classifier: TextClassifier, splits: Splits) -> None:
         "machine": describe(),
         "data": splits.statistics,
         "model": {"parameters": sum(parameter.numel() for parameter in classifier.model.parameters())},
+        "seconds": read_metrics(config.out)[-1]["seconds"],
+        "gpu_megabytes": torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None,
         "test": measures(test_NK, splits.test.labels, splits.test.names),
     }
     write_report(config.out, content, splits.test, test_NK, partial(explain, classifier))

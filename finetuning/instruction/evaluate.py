@@ -30,9 +30,9 @@ from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_records
 from finetuning.instruction.records import Record, read_records
 from finetuning.instruction.scoring.adherence import adherence
-from finetuning.instruction.scoring.answers import ANSWERS, System, ask, category, stratified, write_answers
+from finetuning.instruction.scoring.answers import ANSWERS, Answered, System, ask, category, stratified, write_answers
 from finetuning.instruction.scoring.judge import Judge, compare
-from finetuning.instruction.scoring.likelihood import answer_losses
+from finetuning.instruction.scoring.losses import answer_losses
 from finetuning.instruction.scoring.report import write_report
 from finetuning.instruction.scoring.stereotypes import PAIRS, stereotype_preferences
 from finetuning.instruction.scoring.text_metrics import Measure, bootstrap, interval, mean_of, overlap
@@ -100,7 +100,7 @@ def main(config: Config) -> dict[str, Any]:
         InputError: for a run, data or an output that cannot be used; for a package that is missing.
     """
     out = config.out or config.run / "evaluation"
-    device = pick_device(config.device)
+    pick_device(config.device)
     template = template_of(config.run)
     if template is None:
         raise InputError(f"{config.run} was not tuned to answer: it has no template in its config.json")
@@ -114,25 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     systems = load_systems(config, template)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "evaluating into"):
-        answers, measures, stereotypes = {}, {}, {}
-        for system in systems:
-            system.model.to(device)
-            path = out / f"answers_{system.name}.jsonl"
-            answers[system.name] = ask(
-                system, records, path, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
-            )
-            measures[system.name] = measure(system, records, answers[system.name], config.batch_size)
-            stereotypes[system.name] = stereotype_preferences(system.model, system.tokenizer)
-            system.model.cpu()
-        answered = write_answers(out / ANSWERS, records, answers)
-        result = {
-            "run": str(config.run), "base": _named(config), "data": str(config.data or "the project's test split"),
-            "template": template.name, "n_questions": len(records), "max_new_tokens": config.max_new_tokens,
-            "systems": [system.name for system in systems],
-            "measures": table(measures, [category(record) for record in records], config.seed),
-            "stereotypes": {name: _share(values, config.seed) for name, values in stereotypes.items()},
-            "machine": describe(),
-        }  # fmt: skip
+        result, answered = examine(config, systems, records, out)
         if judge is not None and len(systems) > 1:
             result["judge"] = compare(judge, answered[: config.judged], AFTER, BEFORE, config.seed)
         with write_atomically(out / NUMBERS) as file:
@@ -140,12 +122,35 @@ def main(config: Config) -> dict[str, Any]:
         write_report(out, result, answered)
     for row in result["measures"]:
         if row["category"] == ALL:
-            shown = ", ".join(
-                f"{name} {row[name]['value']:.2f}" for name in result["systems"] if row[name]["value"] is not None
-            )
-            log.info("%s: %s", row["measure"], shown)
+            values = {name: row[name]["value"] for name in result["systems"] if row[name]["value"] is not None}
+            log.info("%s: %s", row["measure"], ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     log.info("%s questions -> %s", f"{len(records):,}", out)
     return result
+
+
+def examine(
+    config: Config, systems: Sequence[System], records: Sequence[Record], out: Path
+) -> tuple[dict[str, Any], list[Answered]]:
+    """Ask all models, write their answers, and return the numbers, and the answers question by question."""
+    device = pick_device(config.device)
+    answers, measures, stereotypes = {}, {}, {}
+    for system in systems:
+        system.model.to(device)
+        path = out / f"answers_{system.name}.jsonl"
+        answers[system.name] = ask(
+            system, records, path, max_new_tokens=config.max_new_tokens, batch_size=config.batch_size
+        )
+        measures[system.name] = measure(system, records, answers[system.name], config.batch_size)
+        stereotypes[system.name] = _share(stereotype_preferences(system.model, system.tokenizer), config.seed)
+        system.model.cpu()
+    result = {
+        "run": str(config.run), "data": str(config.data or "the project's test split"),
+        "template": systems[0].template.name, "n_questions": len(records), "max_new_tokens": config.max_new_tokens,
+        "systems": [system.name for system in systems],
+        "measures": table(measures, [category(record) for record in records], config.seed),
+        "stereotypes": stereotypes, "machine": describe(),
+    }  # fmt: skip
+    return result, write_answers(out / ANSWERS, records, answers)
 
 
 def questions(config: Config) -> list[Record]:
@@ -238,10 +243,6 @@ def _share(preferences: Sequence[float], seed: int) -> dict[str, Any]:
     share = mean_of("stereotypes", preferences, scale=100)
     everything = np.ones(len(preferences), bool)
     return {**_with_interval(share.value(), bootstrap([share], everything, seed)[:, 0]), "n": len(PAIRS)}
-
-
-def _named(config: Config) -> str | None:
-    return config.pretrained or (None if config.base is None else str(config.base))
 
 
 if __name__ == "__main__":

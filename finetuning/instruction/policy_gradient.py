@@ -99,9 +99,10 @@ def draw(model: GPT, prompts_NT: Tensor, n_new: int, end: int, generator: torch.
 def answer_targets(ids_NT: Tensor, n_prompt: int, end: int) -> Tensor:
     """Return the targets of drawn rows, (N, T - 1): the answer with its first `end`, and -100 elsewhere."""
     targets_NT = ids_NT[:, 1:].clone()
-    ended_before_NT = (ids_NT[:, :-1] == end).cummax(1).values
-    ended_before_NT[:, : n_prompt - 1] = True  # what is given is not drawn
-    return targets_NT.masked_fill(ended_before_NT, NOT_COUNTED)
+    targets_NT[:, : n_prompt - 1] = NOT_COUNTED
+    ended_before = (ids_NT[:, n_prompt:-1] == end).cummax(1).values
+    targets_NT[:, n_prompt:][ended_before] = NOT_COUNTED
+    return targets_NT
 
 
 class Rollouts:

@@ -4,7 +4,7 @@
 
 Written are
 
-conversations.jsonl  what is kept, one example per line, each with a category: for `finetuning.instruction.train`
+kept.jsonl           what is kept, one example per line, each with a category: for `finetuning.instruction.train`
 removed.jsonl        what is not, each with the reason
 review.csv           a sample of both for reading by hand, in a spreadsheet
 report.md, .html     how many of what, and examples
@@ -39,7 +39,7 @@ from working_with_text_data.minbpe import GPT2Tokenizer
 
 log = logging.getLogger(__name__)
 
-KEPT, REMOVED, REVIEW = "conversations.jsonl", "removed.jsonl", "review.csv"
+KEPT, REMOVED, REVIEW = "kept.jsonl", "removed.jsonl", "review.csv"
 OURS = ("statistics.json", KEPT, REMOVED, REVIEW, "report.md", "report.html")
 EXAMPLES = 3  # shown per reason
 LONGEST_SHOWN = 160  # characters of a text in the report

@@ -52,9 +52,9 @@ class Config:
     """The run directory that is written. If it holds a run with the same settings, that run goes on."""
     fresh: bool = False
     """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
-    supervised_steps: Annotated[int, Range(0, 10**6)] = 60
+    supervised_steps: Annotated[int, Range(0, 10**6)] = 55
     """Steps of next-token prediction on sums with results, 32 sums each, before reinforcement begins."""
-    steps: Steps = 300
+    steps: Steps = 600
     """Steps of reinforcement."""
     prompts: Count = 64
     """Sums per step."""

@@ -82,7 +82,7 @@ def test_nothing_is_fetched_and_run_unseen() -> None:
 def test_what_the_image_installs_is_pinned() -> None:
     assert re.fullmatch(r"[0-9a-f]{128}", modal_workspace.CODE_SERVER_SHA512)
     assert re.fullmatch(r"\d+\.\d+\.\d+", modal_workspace.CODE_SERVER)
-    assert "==" in modal_workspace.NODE
+    assert re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", modal_workspace.NODE)
     assert all(re.fullmatch(r"[\w-]+\.[\w-]+@[\d.]+", name) for name in modal_workspace.EXTENSIONS)
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert all("==" in line for line in lines)

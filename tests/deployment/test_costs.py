@@ -6,6 +6,8 @@ from deployment.costs import (
     DOLLARS_PER_CORE_SECOND,
     DOLLARS_PER_GIB_SECOND,
     DOLLARS_PER_GPU_SECOND,
+    PRICES_DATE,
+    ROOT,
     Config,
     Gpus,
     claims,
@@ -74,3 +76,10 @@ def test_a_gpu_cannot_be_had_for_good() -> None:
         Config(gpu="L40S", preemptible=False)
     with pytest.raises(InputError, match="region must be one of"):
         Config(region="moon")
+
+
+def test_the_page_has_what_comes_out() -> None:
+    page = (ROOT / "deployment" / "README.md").read_text(encoding="utf-8")
+    for claim in claims():
+        assert f"| {claim.said} | {claim.found} |" in page
+    assert PRICES_DATE in page

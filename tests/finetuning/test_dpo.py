@@ -247,6 +247,23 @@ def test_the_reference_is_kept_and_found_again_when_it_is_lost(
     assert sha256(preferring / "model.safetensors") == weights
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+    preferring: Path, answering: Path, polite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(answering, polite, tmp_path / "run")
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dpo, "fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dpo.main(config)
+    (tmp_path / "run/bpe.json").unlink()
+    assert dpo.main(config)
+    assert sha256(tmp_path / "run/model.safetensors") == sha256(preferring / "model.safetensors")
+
+
 def test_dropout_is_off(answering: Path) -> None:
     base = GPT.from_run(answering)
     model = GPT(dataclasses.replace(base.config, dropout=0.5))

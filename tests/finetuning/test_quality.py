@@ -137,7 +137,7 @@ def test_the_script_keeps_removes_and_shows(tmp_path: Path) -> None:
     statistics = prepare.main(config)
     assert sum(statistics["removed"].values()) + statistics["n_kept"] == statistics["n"] == len(values) + 1
     assert statistics["n_longer_than_context"] == 4
-    assert len(read_conversations(out / "conversations.jsonl")) == statistics["n_kept"]
+    assert len(read_conversations(out / "kept.jsonl")) == statistics["n_kept"]
     removed = [json.loads(line) for line in (out / "removed.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [each["reason"] for each in removed] == [reason for reason, _ in EXAMPLES if reason]
     with (out / "review.csv").open(encoding="utf-8", newline="") as file:

@@ -23,7 +23,7 @@ from finetuning.instruction.scoring.answers import (
     write_answers,
 )
 from finetuning.instruction.scoring.judge import Judge, compare
-from finetuning.instruction.scoring.likelihood import answer_losses, text_losses
+from finetuning.instruction.scoring.losses import answer_losses, text_losses
 from finetuning.instruction.scoring.stereotypes import PAIRS, stereotype_preferences
 from finetuning.instruction.scoring.text_metrics import bleu, bootstrap, exact_match, interval, mean_of, overlap
 from finetuning.instruction.supervised import Answers, PackedConversations, fit_into
@@ -87,6 +87,7 @@ def test_two_models_are_compared_on_the_same_questions() -> None:
         ("Write at least ten words about it.", "It is blue.", {"words": False}),
         ("Explain it in one sentence.", "It is blue. It is wide.", {"sentences": False}),
         ("Explain it in two sentences.", "It is blue. It is wide.", {"sentences": True}),
+        ("Describe him in one sentence.", "Mr. Darcy is proud.", {"sentences": True}),
         ("Name three colors.", "Red, green and blue.", {"items": True}),
         ("List 5 reasons to swim.", "1. Fun\n2. Health", {"items": False}),
         ("Write a 3 sentence story.", "Once. Then. End.", {}),

@@ -22,6 +22,7 @@ _LANGUAGES = {
     "chinese": "zh", "japanese": "ja", "russian": "ru", "arabic": "ar", "latin": "la", "english": "en",
 }  # fmt: skip
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+\s*[.)])\s*(?=\S)", re.MULTILINE)
+_ABBREVIATION = re.compile(r"\b(Mr|Mrs|Ms|Dr|St|Prof)\.")
 _NUMBERED = re.compile(r"^\s*\d+\s*[.)]", re.MULTILINE)
 _LISTED = (
     rf"\b(?:list|name|give|suggest|generate|provide|write|identify|describe|create|find|recommend)(?: me)?(?: of)? {_N}"
@@ -83,7 +84,7 @@ def _lengths(asked: str, answer: str) -> Iterator[tuple[str, bool]]:
     if found := re.search(
         rf"\b(?:in|with|using|of|to|exactly) (?:exactly |only |just )?{_N}[- ](?:\w+ )?sentences?\b", asked
     ):
-        yield "sentences", count_sentences(answer) == _number(found[1])
+        yield "sentences", count_sentences(_ABBREVIATION.sub(r"\1", answer)) == _number(found[1])
     if (found := re.search(_LISTED, asked)) and (n := _number(found[1])) > 1:
         yield "items", count_items(answer) == n
 

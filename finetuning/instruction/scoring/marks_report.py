@@ -33,12 +33,8 @@ def summarise(study: Study) -> dict[str, Any]:
         columns = {**dict(zip(CRITERIA, of_model_QC.T, strict=True)), OVERALL: of_model_QC.mean(axis=1)}
         means[model] = {name: _summary(values_Q) for name, values_Q in columns.items()}
     wins = [
-        {
-            "first": one,
-            "second": other,
-            **_summary(_wins(marks_RQMC, study.models.index(one), study.models.index(other))),
-        }
-        for one, other in combinations(study.models, 2)
+        {"first": study.models[one], "second": study.models[other], **_summary(_wins(marks_RQMC, one, other))}
+        for other, one in combinations(range(len(study.models)), 2)
     ]
     n_answers = len(study.questions) * len(study.models)
     alphas = {

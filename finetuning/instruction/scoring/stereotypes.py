@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from finetuning.instruction.scoring.likelihood import text_losses
+from finetuning.instruction.scoring.losses import text_losses
 from gpt_model import GPT
 from working_with_text_data.minbpe import Tokenizer
 

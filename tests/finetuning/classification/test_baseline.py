@@ -13,7 +13,7 @@ from utils.files import InputError
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("baseline") / "report"
-    baseline.main(baseline.Config(out=out, processes=2))
+    baseline.main(baseline.Config(out=out))
     return out
 
 

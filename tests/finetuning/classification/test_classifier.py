@@ -99,7 +99,7 @@ def test_the_loss_is_a_sum_in_which_classes_can_count_the_same() -> None:
         for i in range(3)
     ]
     torch.testing.assert_close(whole, sum(parts))
-    weights = class_weights(np.array([0, 0, 0, 1]))
+    weights = class_weights(np.array([0, 0, 0, 1]), 2)
     torch.testing.assert_close(weights, torch.tensor([4 / 6, 2.0]))
     heavy = Classification(torch.tensor([0.0, 1.0, 2.0])).loss_sum(model, (ids_BT, lengths_B, labels_B))
     torch.testing.assert_close(heavy, 2 * (parts[1] + parts[2]))

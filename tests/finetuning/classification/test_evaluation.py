@@ -48,7 +48,7 @@ def test_calibration() -> None:
     assert calibration_error(probabilities, labels) == pytest.approx(0.2)
     assert reliability(probabilities, labels) == [{"confidence": pytest.approx(0.8), "accuracy": 0.6, "texts": 1000}]
     assert reliability(np.array([[0.0, 1.0]]), np.array([1]))[0]["texts"] == 1, "a confidence of 1 has a bin"
-    assert reliability_diagram(reliability(probabilities, labels)).count("<circle") == 1
+    assert b"<svg" in reliability_diagram(reliability(probabilities, labels))
 
 
 def test_the_bootstrap_agrees_with_the_formula_for_a_share() -> None:

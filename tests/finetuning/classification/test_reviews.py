@@ -136,6 +136,12 @@ def test_wrong_files_are_told_in_one_line(tmp_path: Path, content: str | bytes, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_that_consists_of_doubles_is_refused(tmp_path: Path) -> None:
+    rows = [*some_reviews(), *[("always the same words", "odd")] * 12]
+    with pytest.raises(InputError, match="without doubles there are 1 texts of class 'odd'"):
+        split(read_reviews(write_csv(tmp_path / "doubles.csv", rows)), seed=0)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere.csv is not a file"):
         read_reviews(tmp_path / "nowhere.csv")

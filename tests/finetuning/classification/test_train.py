@@ -51,7 +51,8 @@ def test_it_learns_and_reports(trained: Path, capsys: pytest.CaptureFixture[str]
     assert report["test"]["accuracy"] >= 0.8  # the last of 16 texts; two words of each class are all that tells
     assert report["kind"] == "GPT"
     page = (trained / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 1
+    assert page.count("<blockquote>") == page.count(", taken for ")
+    assert (trained / "reliability.svg").read_bytes().startswith(b"<?xml")
     assert page.count("<h2>") == (trained / "report.md").read_text(encoding="utf-8").count("\n## ")
     probabilities = predict.main(predict.Config(run=trained, text=("that was great", "that was dull"), device="cpu"))
     assert probabilities.argmax(1).tolist() == [1, 0]
