@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from chat_ui.engine import Service
@@ -84,7 +91,7 @@ class Health:
         self.delays = Histogram(
             "chat_event_loop_delay_seconds", "How late the event loop was", buckets=DELAYS, registry=self.registry
         )
-        self.requests = Counter("chat_http_requests", "Answers by their status", ["status"], registry=self.registry)
+        ProcessCollector(registry=self.registry)
         Gauge("chat_up_target_ratio", "Share of the time that it is to be up", registry=self.registry).set(TARGET)
         self.router = APIRouter()
         self.router.add_api_route("/health", self.health)

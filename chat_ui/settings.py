@@ -63,7 +63,7 @@ def clamped(values: Any, base: Settings | None = None) -> Settings:
     """Return settings with what can be used of some values, each within its limits, whatever a client sent.
 
     Args:
-        values: by the names of the settings; other names are ignored, and so is what is no number.
+        values: by the names of the settings; other names are ignored, and so is what is not a number.
         base: what holds for the rest; `Settings()` by default.
     """
     base = base or Settings()

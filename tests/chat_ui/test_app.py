@@ -11,9 +11,10 @@ import httpx
 import pytest
 import socketio
 from argon2 import PasswordHasher
+from sqlalchemy import text
 
 from chat_ui import accounts as accounts_module
-from chat_ui import server
+from chat_ui import server, soak
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
 from tests.chat_ui.fakes import FakeModels, FakeService, Page, model, serving
@@ -419,6 +420,18 @@ def test_an_answer_that_a_killed_server_left(house: Serve) -> None:
             home.chat.live[page.thread()] = live
             await page.socket.emit("stop")
             await page.ended(1)
+
+    play(scenario())
+
+
+def test_fifty_pages_at_once(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(requests_per_minute=10_000) as home:
+            result = await soak.soak(soak.Config(url=home.base, sockets=50, talking=50, messages=100))
+            assert (result["opened"], result["complete"], result["failed"]) == (50, 100, 0)
+            async with home.chat.history.engine.connect() as connection:
+                saved = await connection.execute(text("SELECT COUNT(*) FROM steps WHERE type = 'assistant_message'"))
+                assert saved.scalar_one() == 100
 
     play(scenario())
 
