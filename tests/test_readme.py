@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
+from finetuning.instruction import experiments
 from gpt_model.benchmark import figures as model_figures
 from tests.commands import run
 from utils.measuring import markdown_table
@@ -108,6 +109,12 @@ def model_passage() -> str:
     return model_figures.tables(ROOT / "gpt_model" / "results")
 
 
+def corpus_passage() -> str:
+    from pretraining.corpus.measure import table
+
+    return table(results("pretraining/results/corpus.json"))
+
+
 def variants_passage() -> str:
     from pretraining.variants import table
 
@@ -118,6 +125,12 @@ def classification_passage() -> str:
     from finetuning.classification.results_table import tables
 
     return tables()
+
+
+def pools_passage() -> str:
+    from finetuning.classification.results_table import pools
+
+    return pools()
 
 
 def paragraph(text: str) -> str:
@@ -191,6 +204,15 @@ def training_gpu_passage() -> str:
     return f"{gpu_table(gpu)}\n\n{paragraph(text)}"
 
 
+def experiments_passage() -> str:
+    stored = results("finetuning/instruction/results/experiments.json")
+    machine = stored["machine"]
+    return (
+        f"{experiments.table(stored)}\n\n"
+        f"({stored['epochs']} passes each; one core of an {machine['cpu']}, PyTorch {machine['torch']}.)"
+    )
+
+
 # Each file that quotes measurements, and what it must hold.
 PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("README.md", summary_passage),
@@ -200,8 +222,11 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("pretraining/README.md", speed_passage),
     ("pretraining/README.md", recipe_passage),
     ("pretraining/README.md", training_gpu_passage),
+    ("finetuning/instruction/README.md", experiments_passage),
+    ("pretraining/README.md", corpus_passage),
     ("working_with_text_data/README.md", tokenizer_passage),
     ("finetuning/classification/README.md", classification_passage),
+    ("finetuning/classification/README.md", pools_passage),
     ("attention_mechanisms/results/README.md", attention_passage),
     ("attention_mechanisms/results/README.md", attention_gpu_passage),
     ("attention_mechanisms/README.md", variants_passage),
@@ -265,6 +290,11 @@ ELSEWHERE = {
     "python -m finetuning.classification.compare": "tests/finetuning/classification/test_train.py",
     "python -m finetuning.classification.ablations": "tests/finetuning/classification/test_ablations.py",
     "python -m finetuning.instruction.train": "test_train.py",
+    "python -m finetuning.instruction.prepare": "test_quality.py",
+    "python -m finetuning.instruction.dpo": "test_dpo.py",
+    "python -m finetuning.instruction.reinforce": "test_reinforce.py",
+    "python -m finetuning.instruction.evaluate": "test_evaluate.py",
+    "python -m finetuning.instruction.human_eval": "test_human_eval.py",
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
@@ -290,6 +320,8 @@ ELSEWHERE = {
     "python -m gpt_model.generate --run runs/demo": "test_a_fresh_clone",
     "python -m gpt_model.generate --pretrained": "test_generate.py, from a folder: the download needs a network",
     "python -m pretraining.hellaswag": "test_hellaswag.py",
+    "python -m pretraining.prepare_gutenberg": "test_corpus_gutenberg.py",
+    "python -m pretraining.prepare_smollm": "test_corpus_pipeline.py",
     "python -m pretraining.watch": "test_watch.py",
     "python -m pretraining.advanced": "test_advanced.py",
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",

@@ -5,12 +5,16 @@
 interrupted, the file and the row say where it goes on. The documents are shuffled when the shards are written.
 """
 
+import gzip
+import http.client
+import urllib.request
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pretraining.corpus.documents import URL_FIELDS, Place, Row
+from pretraining.corpus.documents import URL_FIELDS, Document, Place, Row, Whole
 from utils.files import InputError
 
 SMOLLM = "hub:HuggingFaceTB/smollm-corpus"
@@ -19,6 +23,11 @@ KNOWN = {
     "textbooks": f"{SMOLLM}:cosmopedia-v2",
     "code": f"{SMOLLM}:python-edu",
 }
+
+SOFTWARE_HERITAGE = "https://softwareheritage.s3.amazonaws.com/content/"  # source files, by the hash of their content
+TRIES = 3
+TIMEOUT = 60.0  # seconds
+LARGEST_FILE = 2**24  # bytes
 
 
 def parse_hub(place: str) -> tuple[str, str]:
@@ -52,7 +61,7 @@ class HubData:
             first = start.row if number == start.shard else 0
             for row, content in enumerate(self._stream.shard(n_shards, number).skip(first), start=first + 1):
                 where = f"{self.repository} {self.configuration}, file {number:,}, row {row:,}"
-                yield Place(number, row), Row({name: content.get(name) for name in ("text", *URL_FIELDS)}, where)
+                yield Place(number, row), Row(_content(content), where)
 
     @cached_property
     def _stream(self) -> Any:
@@ -66,3 +75,29 @@ class HubData:
         except (OSError, ValueError, DatasetsError, DatasetNotFoundError) as error:
             problem = " ".join(str(error).split())
             raise InputError(f"{self.name}: {self.repository} cannot be read from the Hub: {problem}") from error
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A source file of which a data set gives only the hash; Software Heritage has what is in it."""
+
+    blob: str
+    n_bytes: int
+
+    def read(self) -> Document:
+        """Fetch the file. Raises InputError if it cannot be had, or is not UTF-8 text."""
+        problem: Exception | None = None
+        for _ in range(TRIES):
+            try:
+                with urllib.request.urlopen(SOFTWARE_HERITAGE + self.blob, timeout=TIMEOUT) as response:
+                    return Document(gzip.decompress(response.read(LARGEST_FILE)).decode("utf-8"))
+            except (OSError, EOFError, zlib.error, http.client.HTTPException, UnicodeDecodeError) as error:
+                problem = error
+        raise InputError(f"the source file {self.blob} cannot be had: {problem}")
+
+
+def _content(row: dict[str, Any]) -> dict[str, Any] | Whole:
+    """Return what is in a row: its text, or the file that it only names, as rows of python-edu do."""
+    if "text" not in row and isinstance(row.get("blob_id"), str):
+        return SourceFile(row["blob_id"], int(row.get("length_bytes") or 0))
+    return {name: row.get(name) for name in ("text", *URL_FIELDS)}

@@ -1,6 +1,7 @@
 """What each document goes through by itself: address, language, Gopher's, C4's and FineWeb's rules, and more.
 
-The order is FineWeb's: what costs least comes first. A document is rejected for one reason, the first that holds.
+The order is FineWeb's, but for Gopher's rules: those on repetition cost most, and so come after those on quality.
+A document is rejected for one reason, the first that holds.
 """
 
 import re
@@ -98,7 +99,7 @@ class Screen:
             return "language", text
         if self.prose:
             words = split_words(text)
-            if reason := gopher_repetition(text, words) or gopher_quality(text, words):
+            if reason := gopher_quality(text, words) or gopher_repetition(text, words):
                 return reason, text
             reason, text = c4(text, only_whole_sentences=False)
             if reason := reason or _fineweb(text):

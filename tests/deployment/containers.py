@@ -1,8 +1,8 @@
 """What runs a function in the stand-in for Modal: its own container runtime, in a root of its own.
 
 A container sees the machine's programs and libraries, but at /root only the files that the client uploaded, its
-volumes where they are mounted, its own /etc/hosts, and a network with nothing but itself in it: what listens there can
-be reached through tunnels alone. All of this is Linux namespaces, as real containers are made of.
+volumes where they are mounted, its own /etc/hosts, its own processes, and a network with nothing but itself in it: what
+listens there can be reached through tunnels alone. All of this is Linux namespaces, as real containers are made of.
 """
 
 import ctypes
@@ -41,6 +41,7 @@ while IFS='|' read -r source target mode; do
     if [ "$mode" = ro ]; then mount -o remount,bind,ro "$root$target"; fi
 done < "$here/mounts"
 mount --bind "$here/hosts" "$root/etc/hosts"
+mount -t proc proc "$root/proc"
 [ -n "$JOIN" ] || ip link set lo up
 exec chroot "$root" sh -c 'cd /root && exec "$@"' sh "$@"
 """
@@ -83,7 +84,20 @@ class Container:
         ]
         (self.folder / "mounts").write_text("".join(f"{line}\n" for line in mounts))
         runtime = [sys.executable, "-m", "modal._container_entrypoint"]
-        make_root = ["unshare", "-m", "sh", "-c", MAKE_ROOT, "sh", str(self.folder), str(self.home), *runtime]
+        make_root = [
+            "unshare",
+            "-m",
+            "-p",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            MAKE_ROOT,
+            "sh",
+            str(self.folder),
+            str(self.home),
+            *runtime,
+        ]
         if peer is None:
             argv = [*make_root[:1], "-n", *make_root[1:]]
         else:
@@ -107,16 +121,17 @@ class Container:
         on_exit()
 
     def interrupt(self) -> None:
-        """Do what a preemption begins with: SIGINT to the container's process."""
+        """Do what a preemption begins with: SIGINT to the container's first process, a child of `unshare`."""
         assert self.process is not None
-        os.kill(self.process.pid, signal.SIGINT)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        os.kill(int(children.split()[0]), signal.SIGINT)
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """End it and all that it started, which the end of the first process of a namespace does."""
         for listener in self.tunnels:
             listener.close()
         if self.process is not None and self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
             self.process.wait()
 
     def join(self) -> None:

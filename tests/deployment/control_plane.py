@@ -350,9 +350,9 @@ class ControlPlane(objects.Objects):
 
     # -- servers: a machine is started when somebody comes
 
-    async def ContainerServerLifecycleReady(self, _: Any, task: str | None) -> Any:
+    async def ContainerServerLifecycleReady(self, _: Any, task: str | None) -> Empty:
         self.tasks[task or ""].greeted = True
-        return pb.ContainerServerLifecycleReadyResponse()
+        return Empty()
 
     async def AppPublish(self, request: Any, task: str | None) -> pb.AppPublishResponse:
         """What is deployed anew replaces what runs."""

@@ -1,5 +1,6 @@
 """The chat served by the stand-in for Modal: no machine until somebody comes, then its own server answers."""
 
+import json
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -9,6 +10,7 @@ import modal
 import pytest
 
 from deployment import modal_serve
+from deployment.cloud import upload
 from deployment.modal_serve import COMMAND, Config, make_app
 from tests.deployment.control_plane import ControlPlane
 from utils.files import InputError
@@ -38,8 +40,10 @@ def filled(plane: ControlPlane) -> ControlPlane:
     return plane
 
 
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=60) as answer:
+def get(url: str, key: str = "", body: dict | None = None) -> str:
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url, json.dumps(body).encode() if body else None, headers)
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return answer.read().decode()
 
 
@@ -67,6 +71,28 @@ def test_up_visit_and_down(
     assert modal_serve.status(Config()) == {"state": "down"}
     with pytest.raises(InputError, match="cannot stop the chat: Modal does not have it"):
         modal_serve.down(Config())
+
+
+@pytest.mark.slow
+def test_the_real_chat_answers_whoever_has_a_key(plane: ControlPlane, finished_run: Path, tmp_path: Path) -> None:
+    """The chat's own server in Modal's container runtime, with a model from the volume and accounts from here."""
+    from chat_ui.accounts import Accounts
+
+    accounts = Accounts(tmp_path / "accounts.json")
+    accounts.add("alice", "a long password")
+    key = accounts.new_key("alice")
+    upload(modal.Volume.from_name("language-models", create_if_missing=True), finished_run, "runs/tiny")
+    url = modal_serve.up(Config(accounts=tmp_path / "accounts.json"))
+    assert get(f"{url}/health")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        get(f"{url}/v1/models")
+    models = json.loads(get(f"{url}/v1/models", key))["data"]
+    assert [model["id"] for model in models] == ["tiny"]
+    asked = {"model": "tiny", "prompt": "It is a truth", "max_tokens": 4}
+    answer = json.loads(get(f"{url}/v1/completions", key, asked))
+    assert answer["usage"]["completion_tokens"] == 4
+    assert key not in plane.output()
+    modal_serve.down(Config())
 
 
 def test_a_server_that_ends_says_why_in_the_logs(filled: ControlPlane) -> None:

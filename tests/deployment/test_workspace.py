@@ -114,9 +114,11 @@ def test_up_login_and_down(
     with pytest.raises(InputError, match="workspace main is not up"):
         workspace.down(config)
     assert workspace.status(config) == {"state": "down"}
-    workspace.logs(config)
-    logs = capsys.readouterr().out
-    assert "workspace main stopped: down" in logs
+    logs, until = "", time.monotonic() + 20
+    while "workspace main stopped: down" not in logs:  # what it said last may still be on its way
+        assert time.monotonic() < until
+        workspace.logs(config)
+        logs = capsys.readouterr().out
     assert ("backed up: " in logs) == (shutil.which("restic") is not None)
     assert (plane.volume("workspace-main") / "project" / "touched").read_text() == "/a%20b?c=d"
     assert not any(task.container.process.poll() is None for task in plane.tasks.values() if task.ended)

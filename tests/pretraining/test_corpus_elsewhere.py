@@ -1,5 +1,6 @@
 """Documents from the Hub, and the filters on many machines."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pretraining.corpus.documents import Files
+from pretraining.corpus import hub
+from pretraining.corpus.documents import Files, Row, parse
 from pretraining.corpus.filtering import Filtered
 from pretraining.corpus.many_machines import pipeline
 from pretraining.corpus.screen import Screen
 from tests.pretraining.corpus_hub import DataHub
 from tests.pretraining.test_corpus_pipeline import paragraphs
+from utils.files import InputError
 from working_with_text_data import train_tokenizer
 from working_with_text_data.text_files import read_documents
 
@@ -40,9 +43,9 @@ def test_a_data_set_on_the_hub_is_streamed_in_order_from_any_row_on(tmp_path: Pa
     train_tokenizer.main(
         train_tokenizer.Config(text=tmp_path / "text.txt", vocab_size=300, out=tmp_path / "tokenizer.json")
     )
-    with DataHub(tmp_path / "hub") as hub:
+    with DataHub(tmp_path / "hub") as served:
         environment = {
-            **os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
+            **os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         environment.pop("HF_HUB_OFFLINE", None)
@@ -56,6 +59,20 @@ def test_a_data_set_on_the_hub_is_streamed_in_order_from_any_row_on(tmp_path: Pa
     assert said["n_kept"] == len(texts)
     assert "owner/nothing" in said["problem"]
     assert not list((tmp_path / "home").rglob("*.parquet"))
+
+
+def test_source_files_come_from_where_the_data_set_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Software Heritage's answers are files here."""
+    monkeypatch.setattr(hub, "SOFTWARE_HERITAGE", f"{tmp_path.as_uri()}/")
+    (tmp_path / "abc").write_bytes(gzip.compress("x = 'é'\n".encode()))
+    (tmp_path / "cut").write_bytes(gzip.compress(b"x" * 100)[:-9])
+    good, bad, none = (hub._content({"blob_id": name, "length_bytes": 9}) for name in ("abc", "cut", "none"))
+    assert good == hub.SourceFile("abc", 9)
+    assert parse(Row(good, "row 1")).text == "x = 'é'\n"
+    for row in (bad, none):
+        with pytest.raises(InputError, match=f"the source file {row.blob} cannot be had"):
+            parse(Row(row, "row 2"))
+    assert hub._content({"text": None, "blob_id": "abc"}) == {"text": None, "url": None, "source_url": None}
 
 
 @pytest.mark.slow

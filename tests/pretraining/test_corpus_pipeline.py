@@ -54,7 +54,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory, persuasion: str) -> Path:
     near = prose[10].replace("father", "mother").replace("soon", "late").replace(" had been", " has been", 2)
     rows.insert(60, json.dumps({"text": prose[3].replace(",", "").replace("\n", "\n\n")}))
     rows.insert(70, json.dumps({"text": near}))
-    rows.insert(20, json.dumps({"text": "buy this now\n" * 80}))
+    rows.insert(20, json.dumps({"text": "Buy one of the shoes now.\n" * 80}))
     rows.insert(30, json.dumps({"text": prose[20] + "Write to jane@austen.example or 10.1.2.3. "}))
     rows.insert(7, '{"text": "cut off')
     rows.insert(8, '{"text": "\\ud800"}')
