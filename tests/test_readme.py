@@ -295,8 +295,6 @@ ELSEWHERE = {
     "python -m finetuning.instruction.reinforce": "test_reinforce.py",
     "python -m finetuning.instruction.evaluate": "test_evaluate.py",
     "python -m finetuning.instruction.human_eval": "test_human_eval.py",
-    "python -m pretraining.prepare_gutenberg": "test_corpus_gutenberg.py",
-    "python -m pretraining.prepare_smollm": "test_corpus_pipeline.py",
     "python -m finetuning.instruction.experiments": "test_experiments.py",
     "python -m finetuning.instruction.gpu_speed": "test_gpu_speed.py",
     "python -m deployment.workspace": "tests/deployment/test_workspace.py, against a stand-in for Modal",
