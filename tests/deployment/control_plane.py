@@ -157,7 +157,9 @@ class ControlPlane(objects.Objects):
         """Take the machine from all that runs, as Modal may at any moment: SIGINT, and SIGKILL after a while."""
         for task in self.running():
             task.container.interrupt()
-            threading.Timer(GRACE, task.container.kill).start()
+            timer = threading.Timer(GRACE, task.container.kill)
+            timer.daemon = True  # the tests do not wait for it
+            timer.start()
 
     # -- calls
 
