@@ -203,7 +203,7 @@ class Batch:
         return written
 
     def _read(self, budget: int) -> tuple[int, list[Written]]:
-        """Read up to `budget` tokens of the prompt on the desk; if that is all of it, choose what follows.
+        """Read `budget` tokens of the prompt on the desk, or a few more; if that is all of it, choose what follows.
 
         Returns:
             how many were read, and what was written.
@@ -212,7 +212,8 @@ class Batch:
         done = self._desk.lengths[0]
         if not done and self.prefixes is not None:
             done = self._reuse(text)
-        size = self.chunk if self.exact else budget  # where a prompt is cut must not depend on the one before it
+        # a few tokens cost as much as many; and if it is to be exact, the cut must not depend on the prompt before
+        size = self.chunk if self.exact else max(budget, min(self.chunk, SHORTEST_CHUNK))
         part = text.window[done : done + size]
         ids_1T = torch.tensor([part], device=device_of(self.loaded.model))
         logits_11V, _ = self.loaded.model(ids_1T, mask=None, cache=self._desk, last_only=True)

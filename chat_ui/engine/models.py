@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from chat_ui.engine.events import UnknownModelError
+from finetuning.classification.text_classifier import KEY as CLASSIFIER
 from finetuning.instruction.templates import TEMPLATES, Template
 from gpt_model import run_directory
 from gpt_model.config import GPTConfig
@@ -267,9 +268,11 @@ class Models:
 
 @lru_cache(maxsize=1024)
 def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None] | str:
-    """Return what a config.json says, or why it is of no use, which is logged the first time."""
+    """Return what a config.json says, or why it is of no use here; a fault of it is logged the first time."""
     try:
         content = run_directory.read_config(run)
+        if CLASSIFIER in content:
+            return "it classifies texts, and writes none"
         template = content.get("template")
         if template is not None and template not in TEMPLATES:
             raise InputError(f"{run}: its template {template!r} is not one of {', '.join(TEMPLATES)}")

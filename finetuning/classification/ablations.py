@@ -1,6 +1,6 @@
 """Which part of the recipe brings what: one thing changed at a time, three seeds each.
 
-    python -m finetuning.classification.ablations                              the demo's model: 20 minutes, two cores
+    python -m finetuning.classification.ablations                              the demo's model: some 20 minutes
     python -m finetuning.classification.ablations gpu --data reviews.csv.gz    GPT-2 small on whole reviews
 
 A difference smaller than that between two seeds is none. So each row is a mean with its spread, and the table says how
@@ -70,8 +70,8 @@ class Config:
     """Which rows are made."""
     seeds: Count = 3
     """Runs per row."""
-    texts: Count | None = 2000
-    """Training texts; fewer make the comparison faster, and coarser. By default 2,000 of the sentences."""
+    texts: Count | None = 1200
+    """Training texts; fewer make the comparison faster, and coarser. By default 1,200 of the sentences."""
     epochs: Count = 2
     """How often each is learned from."""
     device: str = "auto"
@@ -139,12 +139,12 @@ def _is_comparison(path: Path) -> bool:
     return True
 
 
-def summary(result: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
-    """Return the mean accuracy of each row, its standard deviation, and the seconds of a run."""
+def summary(result: dict[str, Any]) -> dict[str, tuple[float, float | None, float]]:
+    """Return the mean accuracy of each row, its standard deviation, None of a single run, and the seconds of a run."""
     found = {}
     for row in result["rows"]:
         accuracies = [run["accuracy"] for run in row["runs"]]
-        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
         seconds = statistics.mean(run["seconds"] for run in row["runs"])
         found[row["change"]] = (statistics.mean(accuracies), spread, seconds)
     return found
@@ -157,7 +157,8 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name, (mean, spread, seconds) in means.items():
         change = "" if start is None or name == AS_IT_IS else f"{100 * (mean - start):+.1f}"
-        rows.append([name, f"{100 * mean:.1f}", f"{100 * spread:.1f}", change, f"{seconds:.0f}"])
+        sd = "" if spread is None else f"{100 * spread:.1f}"
+        rows.append([name, f"{100 * mean:.1f}", sd, change, f"{seconds:.0f}"])
     return markdown_table(("one thing changed", "accuracy, %:", "sd:", "points:", "seconds:"), rows)
 
 

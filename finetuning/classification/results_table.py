@@ -61,7 +61,7 @@ def _remarks(results: Path) -> str:
         {imdb["model"]["megabytes"]:.1f} MB of numbers, and classifies {speed["per_processor_second"]:,} reviews per
         second of a processor: {speed["measured"]:,} per second by the clock, in {speed["processes"]} processes, while
         other programs used the machine. Fitted by PyTorch, it reaches {imdb["torch"]["test_accuracy"]:.1%}. On the
-        sentences the GPT, which has read nothing but Jane Austen, is below the bag of words, {accuracy["gpt"]} against
+        sentences the GPT, pretrained on Jane Austen alone, is below the bag of words, {accuracy["gpt"]} against
         {accuracy["words"]}. With half of the sentences, the bag of words reaches {half:.1%} on validation texts. A
         published run of GPT-2 small on IMDb reached 91.9% with 256 tokens of each review, on another split. It has not
         been run here, nor have the larger sizes: there are no GPU hours, energy or cost to report yet.

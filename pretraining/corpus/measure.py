@@ -20,6 +20,7 @@ from pretraining.corpus.words import split_words
 from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
 from utils.outputs import check_output_file
+from utils.ranges import check_ranges
 from working_with_text_data.text_files import find_files, read_documents
 from working_with_text_data.train_tokenizer import CORES, Workers
 
@@ -43,6 +44,9 @@ class Config:
     """Where the results are stored."""
     workers: Workers = CORES
     """Processes of the pipeline."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(config: Config) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class TestFound:
         other["model"]["flux"] = 1
         (tmp_path / "future" / "config.json").write_text(json.dumps(other))
         (write_run(tmp_path / "untrained") / "model.safetensors").unlink()
+        other = json.loads((write_run(tmp_path / "classifier") / "config.json").read_text())
+        (tmp_path / "classifier" / "config.json").write_text(json.dumps({**other, "classifier": {}}))
         models = Models(tmp_path, gpt2=False)
         for _ in range(2):
             models._looked = -10.0

@@ -190,6 +190,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert sha256(tmp_path / "run/model.safetensors") == sha256(adding / "model.safetensors")
 
 
+def test_the_stored_run_learned_to_add() -> None:
+    """Two minutes of one core; a test that trained for as long would be no better."""
+    stored = json.loads((Path(reinforce.__file__).parent / "results" / "reinforce.json").read_text())
+    assert stored["exact_before"] <= 0.3
+    assert stored["exact_after"] >= 0.9
+    assert stored["cpu_seconds"] <= 180
+
+
 def test_another_run_and_foreign_folders_are_left_alone(adding: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a run with siblings 4, not 8"):
         reinforce.main(settings(adding, siblings=8))
