@@ -170,8 +170,6 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     app.include_router(export.router(chat.history, logins))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)
     app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
-    authorize = api.gate(logins.api_user, chat.rate, chat.audit)
-    app.include_router(api.router(chat.service, authorize=authorize, refuse=chat.refuse))
     app.router.routes.extend(frontend.routes())
     app.add_middleware(GZipMiddleware, minimum_size=1024)
     app.add_middleware(
