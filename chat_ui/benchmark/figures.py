@@ -96,12 +96,14 @@ def draw_all(results: Path, figures: Path) -> None:
 
 
 def draw_curve(path: Path, result: Row) -> None:
-    """Draw how many times as fast as one text several are written together."""
+    """Draw how many times as fast as one text several are written: on a CPU by its time, on a GPU by the clock."""
+    on_cpu = result["machine"]["device"] == "cpu"
+    key, of = ("times_one_by_processor", " by processor time") if on_cpu else ("times_one", "")
     names = list(dict.fromkeys(row["model"] for row in result["rows"]))
     with figure(figsize=(5.2, 3.4)) as (drawing, axes):
         for name, color in zip(names, COLORS, strict=False):
             rows = [row for row in result["rows"] if row["model"] == name and row["at_once"]]
-            gains = [row["times_one"]["median"] for row in rows]
+            gains = [row[key]["median"] for row in rows]
             axes.plot([row["at_once"] for row in rows], gains, "o-", color=color, label=name)
         numbers = sorted({row["at_once"] for row in result["rows"] if row["at_once"]})
         axes.plot(numbers, numbers, color=INK, linestyle=":", label="as if each were alone")
@@ -110,6 +112,6 @@ def draw_curve(path: Path, result: Row) -> None:
         axes.set_xticks(numbers, [str(n) for n in numbers])
         ticks = [2**power for power in range(int(max(numbers)).bit_length())]
         axes.set_yticks(ticks, [str(tick) for tick in ticks])
-        axes.set(xlabel="texts written at once", ylabel="tokens per second, times one alone")
+        axes.set(xlabel="texts written at once", ylabel=f"speed{of}, times one alone")
         axes.legend()
         save_svg(drawing, path)
