@@ -123,6 +123,8 @@ class App:
             step["output"] = shown(step["output"])
         await self._offer(used, clamped(session.chat_settings))
         if live is not None:
+            if live.message.id not in [step["id"] for step in thread["steps"]]:  # it has not been saved yet
+                thread["steps"].append(live.step() | {"parentId": None})
             live.sessions.append(session)
             await session.emit("task_start", {})
         self.audit.write("resume", **who())
@@ -174,11 +176,10 @@ class App:
             facts = message.metadata or {}
             if message.id == action.payload.get("id") and "sides" in facts and side in range(len(facts["sides"])):
                 facts["chosen"] = side
-                await message.update()
                 props = {"sides": [_shown(facts) for facts in facts["sides"]], "chosen": side}
                 element = below(message.id, message.thread_id, "Compare", props)
                 await _session().emit("element", element)
-                await self.history.save_element(element)
+                await self.history.save_step(message.to_dict(), element)
 
     def stop(self) -> None:
         """End the answer of the current thread."""

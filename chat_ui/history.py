@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from fastapi import HTTPException
 from sqlalchemy import Table, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from chat_ui.database import ELEMENTS, REVOKED, STEPS, THREADS, USERS, now, writing
-from chat_ui.rows import clean_json, element_of, is_uuid, step_of, step_row, thread_of
+from chat_ui.rows import clean_json, element_of, element_row, is_uuid, step_of, step_row, thread_of, with_parents
 from chat_ui.texts import clean
 
 if TYPE_CHECKING:  # importing Chainlit writes files: see frontend.py
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 FAULTS = (SQLAlchemyError, OSError, TimeoutError)  # of a database that does not answer
 LONGEST_NAME = 80  # characters of a thread's
 LARGEST_PAGE = 50  # threads
+MOST_OWNERS = 10_000  # remembered at once
 GONE = "The history does not answer, so what is said now is not saved."
 
 
@@ -103,6 +104,7 @@ class History:
         """What to tell a reader while nothing is saved; None while all is well."""
         self.n_faults = 0
         """How often the database did not answer."""
+        self._owners: dict[str, str] = {}  # of threads that were written to; it never changes
         self._n_writing = 0
         # SQLite takes one write at a time, and lets the others try again at random; here they wait in line.
         self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
@@ -174,7 +176,7 @@ class History:
             )
             elements = await connection.execute(select(ELEMENTS).where(ELEMENTS.c.thread_id == thread_id))
         return thread_of(thread) | {  # type: ignore[return-value]
-            "steps": [step_of(row) for row in steps],
+            "steps": with_parents([step_of(row) for row in steps]),
             "elements": [element_of(row) for row in elements],
         }
 
@@ -233,6 +235,7 @@ class History:
     @_writes
     async def delete_thread(self, thread_id: str) -> None:
         """Delete a thread and all that was said in it."""
+        self._owners.pop(thread_id, None)
         async with writing(self.engine) as connection:
             await connection.execute(delete(THREADS).where(THREADS.c.id == thread_id))
 
@@ -249,21 +252,33 @@ class History:
         await self.save_step(step_dict)
 
     @_writes
-    async def save_step(self, step: StepDict) -> None:
-        """Store a step in a thread of the current user's; one that is in another thread is not touched."""
-        if not (is_uuid(step["id"]) and is_uuid(step["threadId"])):
+    async def save_step(self, step: StepDict, element: Mapping[str, Any] | None = None) -> None:
+        """Store a step in a thread of the current user's, and what stands below it; a row of another thread is left.
+
+        A run is stored when it ends.
+        """
+        thread_id = step["threadId"]
+        if not (is_uuid(step["id"]) and is_uuid(thread_id)) or (step["type"] == "run" and not step.get("end")):
             return
-        row = step_row(step)
-        changed = {name: row[name] for name in ("parent_id", "name", "output", "rest")}
-        async with writing(self.engine) as connection:
-            if not await self._is_own(connection, step["threadId"]):
-                return
-            query = self._insert(STEPS).values(row)
-            same_thread = STEPS.c.thread_id == step["threadId"]
-            await connection.execute(
-                query.on_conflict_do_update(index_elements=["id"], set_=changed, where=same_thread)
-            )
-            await connection.execute(update(THREADS).where(THREADS.c.id == step["threadId"]).values(updated_at=now()))
+        try:
+            async with writing(self.engine) as connection:
+                if not await self._is_own(connection, thread_id):
+                    return
+                await self._save(connection, STEPS, step_row(step), ("parent_id", "name", "output", "rest"))
+                if element is not None:
+                    await self._save(connection, ELEMENTS, element_row(element), ("props",))
+                latest = update(THREADS).where(THREADS.c.id == thread_id).values(updated_at=now())
+                await connection.execute(latest)
+        except IntegrityError:  # the thread has been deleted, on another page or by another server
+            self._owners.pop(thread_id, None)
+
+    async def _save(
+        self, connection: AsyncConnection, table: Table, row: Mapping[str, Any], changing: tuple[str, ...]
+    ) -> None:
+        query = self._insert(table).values(row)
+        here = table.c.thread_id == row["thread_id"]
+        changes = {name: row[name] for name in changing}
+        await connection.execute(query.on_conflict_do_update(index_elements=["id"], set_=changes, where=here))
 
     @_in_thread
     @_writes
@@ -284,27 +299,8 @@ class History:
 
     # Elements: what stands below an answer, and two answers side by side
 
-    @_writes
-    async def save_element(self, element: Mapping[str, Any]) -> None:
-        """Store an element that our pages draw, or what has changed of it, in a thread of the current user's."""
-        row = {
-            "id": element["id"],
-            "thread_id": element["threadId"],
-            "step_id": element["forId"],
-            "name": element["name"],
-            "props": clean_json(element["props"]),
-        }
-        async with writing(self.engine) as connection:
-            if not await self._is_own(connection, row["thread_id"]):
-                return
-            query = self._insert(ELEMENTS).values(row)
-            same_thread = ELEMENTS.c.thread_id == row["thread_id"]
-            await connection.execute(
-                query.on_conflict_do_update(index_elements=["id"], set_={"props": row["props"]}, where=same_thread)
-            )
-
     async def create_element(self, element: Element) -> None:
-        """Store nothing: our pages have no elements but those of `save_element`."""
+        """Store nothing: our pages have no elements but those of `save_step`."""
 
     @_reads
     async def get_element(self, thread_id: str, element_id: str) -> ElementDict | None:
@@ -359,6 +355,8 @@ class History:
         user = _session().user
         if user is None:
             return False
+        if thread_id in self._owners:
+            return self._owners[thread_id] == user.identifier
         mine = select(USERS.c.id).where(USERS.c.identifier == user.identifier)
         user_id = (await connection.execute(mine)).scalar_one_or_none()
         if user_id is None:  # who logged in while the database was gone
@@ -367,7 +365,12 @@ class History:
             await connection.execute(insert(USERS).values(row))
         await self._make_thread(connection, thread_id, user_id)
         owner = select(THREADS.c.user_id).where(THREADS.c.id == thread_id)
-        return (await connection.execute(owner)).scalar_one_or_none() == user_id
+        if (await connection.execute(owner)).scalar_one_or_none() != user_id:
+            return False
+        if len(self._owners) == MOST_OWNERS:
+            del self._owners[next(iter(self._owners))]
+        self._owners[thread_id] = user.identifier
+        return True
 
 
 def _session() -> Any:

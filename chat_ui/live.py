@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from chat_ui.history import History
@@ -69,13 +69,13 @@ class Live:
     @asynccontextmanager
     async def saving(self) -> AsyncIterator[None]:
         """Save the message now and then while the block runs, and once more at its end, then with what stands below."""
-        saver = asyncio.create_task(self._save_repeatedly())
+        ended = asyncio.Event()
+        saver = asyncio.create_task(self._save_until(ended))
         try:
             yield
         finally:
-            saver.cancel()
-            with suppress(asyncio.CancelledError):
-                await saver
+            ended.set()
+            await saver
             await self._finish()
 
     async def wrote(self, piece: str) -> None:
@@ -91,7 +91,7 @@ class Live:
         self._text = text
         if not self._shown:
             self.message.streaming = self._shown = True
-            await self.emit("stream_start", self._step())
+            await self.emit("stream_start", self.step())
         else:
             await self.emit("stream_token", {"id": self.message.id, "token": new, "isSequence": not goes_on})
 
@@ -102,7 +102,7 @@ class Live:
                 return  # the page shows that something is coming
             self._shown = True
             self.message.streaming = not self.is_comparison
-            await self.emit("new_message", self._step())
+            await self.emit("new_message", self.step())
         self._painted = time.monotonic()
         await self.emit("element", self.element())
 
@@ -120,14 +120,18 @@ class Live:
         for writing in self.writings:
             writing.stop()
 
-    def _step(self) -> dict[str, Any]:
+    def step(self) -> dict[str, Any]:
         """Return the message as a page gets it."""
         return self.message.to_dict() | {"output": shown(self.message.content)}
 
-    async def _save_repeatedly(self) -> None:
+    async def _save_until(self, ended: asyncio.Event) -> None:
         while True:
-            await self.history.save_step(self.message.to_dict() | {"streaming": False})
-            await asyncio.sleep(SAVE_SECONDS)
+            try:
+                async with asyncio.timeout(SAVE_SECONDS):
+                    await ended.wait()
+                return
+            except TimeoutError:
+                await self.history.save_step(self.message.to_dict() | {"streaming": False})
 
     async def _finish(self) -> None:
         from chainlit.chat_context import chat_contexts
@@ -140,10 +144,9 @@ class Live:
         for session in self.sessions:
             messages = chat_contexts.setdefault(session.id, [])
             messages[:] = [known for known in messages if known.id != message.id] + [message]
-        await self.emit("update_message" if self._shown else "new_message", self._step())
+        await self.emit("update_message" if self._shown else "new_message", self.step())
         await self.emit("element", self.element())
-        await self.history.save_step(message.to_dict())
-        await self.history.save_element(self.element())
+        await self.history.save_step(message.to_dict(), self.element())
 
 
 def _props(writings: list[Writing]) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from chat_ui.database import now
@@ -48,6 +49,23 @@ def step_of(row: Any) -> StepDict:
     """Return the step in a row."""
     step = {name: getattr(row, column) for name, column in COLUMNS.items()}
     return row.rest | step | {"output": row.output, "createdAt": row.created_at, "feedback": None}
+
+
+def with_parents(steps: list[StepDict]) -> list[StepDict]:
+    """Return steps with none of them below one that is not there: the page would not show it."""
+    ids = {step["id"] for step in steps}
+    return [step if step["parentId"] in ids else {**step, "parentId": None} for step in steps]
+
+
+def element_row(element: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of an element."""
+    return {
+        "id": element["id"],
+        "thread_id": element["threadId"],
+        "step_id": element["forId"],
+        "name": element["name"],
+        "props": clean_json(element["props"]),
+    }
 
 
 def element_of(row: Any) -> ElementDict:

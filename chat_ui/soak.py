@@ -90,10 +90,10 @@ async def soak(config: Config) -> dict[str, Any]:
             return await page.open()
 
     before = time.perf_counter()
-    n_opened = sum(await asyncio.gather(*map(opened, pages)))
+    if not await pages[0].open():
+        raise InputError(f"{config.url} opened no page: is it a chat server that nobody logs in to?")
+    n_opened = 1 + sum(await asyncio.gather(*map(opened, pages[1:])))
     seconds_to_open = time.perf_counter() - before
-    if not n_opened:
-        raise InputError(f"{config.url} opened no socket: is it a chat server that nobody logs in to?")
     talkers = [page for page in pages if page.is_open]
     numbers = iter(range(config.messages))
     is_complete: list[bool] = []

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 BEST, ADAPTER = "best.safetensors", "adapter.safetensors"
 REFERENCE = "reference.safetensors"  # what DPO remembers of the model it began with
 REPORTS = (
-    "report.json", "report.md", "report.html", "predictions.csv", "reliability.svg", "preferences.svg", "reward.svg",
+    "report.json", "report.md", "report.html", "predictions.csv", "reliability.svg", "preferences.svg",
 )  # fmt: skip
 TUNED_RUN_FILES = (*RUN_FILES, BEST, ADAPTER, REFERENCE, *REPORTS)
 

@@ -204,6 +204,15 @@ def training_gpu_passage() -> str:
     return f"{gpu_table(gpu)}\n\n{paragraph(text)}"
 
 
+def chat_model_passage() -> str:
+    """What `make chat-model` shows in the end."""
+    blocks = []
+    for row in results("finetuning/instruction/results/chat_model.json")["answers"]:
+        before = textwrap.shorten(row["before"], 80, placeholder=" ...")
+        blocks.append(f"{row['question']}\n  before  {before}\n  after   {row['after']}")
+    return "```text\n" + "\n\n".join(blocks) + "\n```"
+
+
 def experiments_passage() -> str:
     stored = results("finetuning/instruction/results/experiments.json")
     machine = stored["machine"]
@@ -217,6 +226,7 @@ def experiments_passage() -> str:
 PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("README.md", summary_passage),
     ("README.md", demo_passage),
+    ("README.md", chat_model_passage),
     ("README.md", fresh_machine_passage),
     ("CONTRIBUTING.md", gpu_tests_passage),
     ("pretraining/README.md", speed_passage),

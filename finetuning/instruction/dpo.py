@@ -82,11 +82,11 @@ class Config(FineTuning):
     epochs: Count = 1
     """How often each pair is learned from."""
     lr: Rate = 5e-6
-    """Peak learning rate of AdamW. Small models bear more: 0.0003 for the demo's."""
+    """Peak learning rate of AdamW. Small models bear more: 0.00005 to 0.0003 for the demo's."""
 
 
 PRESETS = {
-    "demo": Config(run=Path("runs/demo-chat"), out=Path("runs/demo-preferred"), lr=3e-4, eval_every=20),
+    "demo": Config(run=Path("runs/demo-chat"), out=Path("runs/demo-preferred"), lr=5e-5, eval_every=20),
     "alpaca": Config(run=Path("runs/alpaca"), out=Path("runs/alpaca-preferred"), batch_size=16, micro_batch_size=4),
 }
 

@@ -68,7 +68,7 @@ class Config:
     data: Path | None = None
     """Held-out conversations, as for training; by default the test split of the project's own."""
     out: Path | None = None
-    """The folder that is written; by default `evaluation` in the run directory."""
+    """The folder that is written; by default beside the run directory, named as it is with -evaluation."""
     limit: Count = 500
     """Questions at most, a share of each category."""
     max_new_tokens: Count = 128
@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         InputError: for a run, data or an output that cannot be used; for a package that is missing.
     """
-    out = config.out or config.run / "evaluation"
+    out = config.out or config.run.parent / f"{config.run.resolve().name}-evaluation"
     pick_device(config.device)
     template = template_of(config.run)
     if template is None:
@@ -115,17 +115,23 @@ def main(config: Config) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "evaluating into"):
         result, answered = examine(config, systems, records, out)
-        if judge is not None and len(systems) > 1:
+        store(out, result, answered)
+        if judge is not None and len(systems) > 1:  # last, since it may not answer
             result["judge"] = compare(judge, answered[: config.judged], AFTER, BEFORE, config.seed)
-        with write_atomically(out / NUMBERS) as file:
-            file.write(json.dumps(result, indent=1).encode())
-        write_report(out, result, answered)
+            store(out, result, answered)
     for row in result["measures"]:
         if row["category"] == ALL:
             values = {name: row[name]["value"] for name in result["systems"] if row[name]["value"] is not None}
             log.info("%s: %s", row["measure"], ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     log.info("%s questions -> %s", f"{len(records):,}", out)
     return result
+
+
+def store(out: Path, result: dict[str, Any], answered: Sequence[Answered]) -> None:
+    """Write the numbers and the report."""
+    with write_atomically(out / NUMBERS) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    write_report(out, result, answered)
 
 
 def examine(

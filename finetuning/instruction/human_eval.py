@@ -1,6 +1,6 @@
 """Let people judge answers: a page on this machine, or spreadsheets, on which nobody sees which model said what.
 
-    python -m finetuning.instruction.human_eval --answers runs/demo-chat/evaluation/answers.jsonl --out runs/human
+    python -m finetuning.instruction.human_eval --answers runs/demo-chat-evaluation/answers.jsonl --out runs/human
     python -m finetuning.instruction.human_eval --out runs/human --sheets anna ben
     python -m finetuning.instruction.human_eval --out runs/human --report
 

@@ -18,6 +18,7 @@ from chat_ui.engine import (
     BusyError,
     Event,
     Finished,
+    Loading,
     ModelInfo,
     Piece,
     Queued,
@@ -91,6 +92,10 @@ class FakeService:
         timings, reason, error = Timings(0.01, 0.05, 1.05), "stop", None
         words = f"{request.model} heard: {text}".split(" ")
         yield Queued(1)
+        if "download" in text:
+            yield Loading(250_000_000, 500_000_000)
+            while not self.go_on():
+                await asyncio.sleep(0.001)
         yield Started(request.model, 3, TINY.context_length)
         n_words = 0
         for word in itertools.chain(words, itertools.repeat("on") if "slowly" in text else ()):

@@ -1,6 +1,7 @@
 """The app as a socket sees it: what a page gets when it behaves, and when it does not."""
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from argon2 import PasswordHasher
 from sqlalchemy import text
 
 from chat_ui import accounts as accounts_module
-from chat_ui import server, soak
+from chat_ui import live, server, soak
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
 from tests.chat_ui.fakes import FakeModels, FakeService, Page, model, serving
@@ -406,20 +407,96 @@ def test_an_answer_is_finished_and_saved_before_the_end(house: Serve) -> None:
     play(scenario())
 
 
-def test_an_answer_that_a_killed_server_left(house: Serve) -> None:
+def test_an_answer_that_a_killed_server_left(house: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SAVE_SECONDS", 0.01)
+
     async def scenario() -> None:
         async with house() as home:
             page = await home.open()
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
-            live = home.chat.live.pop(page.thread())
+            async with asyncio.timeout(10):
+                while len((await home.chat.history.get_thread(page.thread()))["steps"]) < 2:
+                    await asyncio.sleep(0.01)
+            writing = home.chat.live.pop(page.thread())
             again = await home.page().open(thread=page.thread())
             thread = await again.until("resume_thread")
             assert thread["steps"][-1]["metadata"]["unfinished"]
             assert thread["elements"][-1]["props"]["figures"] == ["stopped"]
-            home.chat.live[page.thread()] = live
+            home.chat.live[page.thread()] = writing
             await page.socket.emit("stop")
             await page.ended(1)
+
+    play(scenario())
+
+
+def refuse_rude_words(said: str) -> str | None:
+    return "Please be polite." if "rude" in said else None
+
+
+def test_a_content_filter_refuses_questions_and_answers(house: Serve, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        name = f"{refuse_rude_words.__module__}:{refuse_rude_words.__name__}"
+        async with house(content_filter=name) as home:
+            page = await home.open()
+            assert (await page.ask("a rude question"))["output"] == "Please be polite."
+            assert not home.service.requests
+            home.service.models.infos[0] = model("rude")
+            answer = await page.ask("a question", model="rude")
+            assert answer["output"] == ""
+            assert page.below()[-1]["error"] == "The content filter has removed this answer."
+            entries = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
+            assert [entry["event"] for entry in entries] == ["open", "message", "message", "answer"]
+            assert entries[-1]["reason"] in ("stop", "cancelled", "error")
+            assert "text" not in entries[1]
+
+    play(scenario())
+
+
+def test_what_an_answer_waits_for_is_shown(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("download it first")
+            await page.when(lambda: page.below() and "loading" in page.below()[-1]["waiting"])
+            assert page.below()[-1]["waiting"] == "loading the model: 50% of 500 MB"
+            waits = [element["props"]["waiting"] for element in page.of("element")]
+            assert waits[0] == "waiting: number 1 in the queue"
+            home.service.go_on = lambda: True
+            await page.ended(1)
+            assert page.below()[-1]["waiting"] == ""
+
+    play(scenario())
+
+
+def test_without_a_checkpoint_a_page_says_how_to_make_one(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(model("gpt2", kind="gpt2", made=None, template=None, is_here=False)) as home:
+            page = await home.open()
+            await page.shows("make chat-model")
+            assert "GPT-2" in page.answers()[-1]["output"]
+            options = page.of("set_modes")[-1][0]["options"]
+            assert "downloaded first" in options[0]["description"]
+
+    play(scenario())
+
+
+def test_those_who_watch(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.ask("hello")
+            assert (await page.http.get("/health")).json() == {"status": "ok"}
+            assert (await page.http.get("/ready")).json() == {
+                "ready": True, "closing": False, "engine": True, "degraded": [],
+            }  # fmt: skip
+            lines = (await page.http.get("/metrics")).text.splitlines()
+            for line in (
+                "chat_sockets 1.0", "chat_engine_requests_total 1.0", "chat_up_target_ratio 0.999", "chat_up_ratio 1.0",
+                "chat_history_saved 1.0",
+            ):  # fmt: skip
+                assert line in lines
+            assert any(line.startswith("chat_event_loop_delay_seconds_bucket") for line in lines)
 
     play(scenario())
 

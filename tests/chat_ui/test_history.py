@@ -71,8 +71,8 @@ def test_a_conversation_comes_back_as_it_was(play: Callable[[Scenario], None]) -
             answer = step(thread, "half", type="assistant_message", metadata={"model": "demo", "figures": ["1"]})
             del answer["createdAt"]  # as Chainlit's own update sends it: it must not come first afterwards
             await history.update_step(answer)
-            await history.update_step(answer | {"output": "whole"})
-            await history.save_element(below(answer["id"], thread, "Answer", {"figures": ["1 token"], "done": True}))
+            below_it = below(answer["id"], thread, "Answer", {"figures": ["1 token"], "done": True})
+            await history.save_step(answer | {"output": "whole"}, below_it)
             await history.update_thread(thread, name="  A\nname ", metadata={"chat_settings": {"top_k": 5}})
         found = await history.get_thread(thread)
         assert found is not None
@@ -131,17 +131,16 @@ def test_nobody_writes_into_a_thread_of_somebody_else(play: Callable[[Scenario],
         mine = step(thread, "mine")
         element = below(mine["id"], thread, "Answer", {"figures": ["1"]})
         with acting("ada", thread):
-            await history.create_step(mine)
-            await history.save_element(element)
+            await history.save_step(mine, element)
         with acting("mallory", thread):  # a client may choose the thread of its page
             await history.create_step(step(thread, "forged"))
             await history.update_step(mine | {"output": "forged"})
-            await history.save_element(element | {"props": {}})
+            await history.save_step(mine | {"output": "forged"}, element | {"props": {}})
             mallory = await history.get_user("mallory")
             await history.update_thread(thread, user_id=mallory.id if mallory else new_id())
         with acting("mallory", other):  # and the id of its message
             await history.create_step(mine | {"threadId": other, "output": "forged"})
-            await history.save_element(element | {"threadId": other, "props": {}})
+            await history.save_step(step(other, "own"), element | {"threadId": other, "props": {}})
             await history.delete_step(mine["id"])
         found = await history.get_thread(thread)
         assert found is not None
@@ -158,14 +157,35 @@ def test_a_removed_answer_takes_its_empty_run_along(play: Callable[[Scenario], N
         with acting("ada", thread):
             question, run = step(thread, "question"), step(thread, "", type="run", name="on_message")
             answer = step(thread, "answer", type="assistant_message", parentId=run["id"])
-            for said in (question, run, answer):
-                await history.create_step(said)
-            await history.save_element(below(answer["id"], thread, "Answer", {}))
+            await history.create_step(question)
+            await history.create_step(run)  # it has not ended
+            await history.save_step(answer, below(answer["id"], thread, "Answer", {}))
+            begun = await history.get_thread(thread)
+            assert begun is not None
+            assert [(row["id"], row["parentId"]) for row in begun["steps"]] == [
+                (question["id"], None),
+                (answer["id"], None),
+            ]
+            await history.update_step(run | {"end": database.now()})
             await history.delete_step(answer["id"])
         found = await history.get_thread(thread)
         assert found is not None
         assert [row["id"] for row in found["steps"]] == [question["id"]]
         assert found["elements"] == []
+
+    play(scenario)
+
+
+def test_a_thread_that_is_deleted_meanwhile(play: Callable[[Scenario], None]) -> None:
+    async def scenario(history: History) -> None:
+        thread = new_id()
+        other_server = History(history.engine)
+        with acting("ada", thread):
+            await history.create_step(step(thread, "one"))
+            await other_server.delete_thread(thread)
+            await history.create_step(step(thread, "two"))
+        assert history.problem is None
+        assert await history.get_thread(thread) is None
 
     play(scenario)
 
@@ -275,8 +295,7 @@ def test_a_backup_comes_back_in_either_database(
         await database.migrate(history.engine)
         with acting("ada", thread):
             question = step(thread, "grüße\n")
-            await history.create_step(question)
-            await history.save_element(below(question["id"], thread, "Answer", {"figures": []}))
+            await history.save_step(question, below(question["id"], thread, "Answer", {"figures": []}))
         await history.revoke("0" * 64, 2**40)
         await history.close()
 

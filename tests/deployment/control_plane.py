@@ -18,6 +18,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.deployment import objects
 from tests.deployment.containers import Container, image_environment, listen
 from tests.deployment.rules import check_function
 
-GRACE = 10  # seconds from the SIGINT of a preemption to the SIGKILL; Modal waits 30
+GRACE = 30  # seconds from the SIGINT of a preemption to the SIGKILL, as Modal waits
 MOST_LOST = 5  # times that an input is given to a new container after its own was lost
 WAIT = 5  # seconds that a container's request for work is held
 
@@ -156,7 +157,9 @@ class ControlPlane(objects.Objects):
         """Take the machine from all that runs, as Modal may at any moment: SIGINT, and SIGKILL after a while."""
         for task in self.running():
             task.container.interrupt()
-            threading.Timer(GRACE, task.container.kill).start()
+            timer = threading.Timer(GRACE, task.container.kill)
+            timer.daemon = True  # the tests do not wait for it
+            timer.start()
 
     # -- calls
 
@@ -232,10 +235,14 @@ class ControlPlane(objects.Objects):
         self.tasks[id_] = task
         task.container.start(
             lambda line: self._heard(task, line),
-            lambda: self.loop.call_soon_threadsafe(self._exited, task),
+            lambda: self._soon(self._exited, task),
             peer=group[0].container if group else None,
         )
         return task
+
+    def _soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
+            self.loop.call_soon_threadsafe(function, *arguments)
 
     def _heard(self, task: Task, line: str) -> None:
         call = next(iter(task.taken.values())).id if task.taken else ""

@@ -295,6 +295,13 @@ def test_a_model_that_cannot_answer_is_refused(finished_run: Path, polite: Path,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def test_the_stored_run_prefers_what_people_prefer() -> None:
+    """A minute or two of one core; the held-out prompts were in none of its training data."""
+    stored = json.loads((Path(dpo.__file__).parent / "results" / "dpo.json").read_text())
+    assert stored["best"]["val_accuracy"] >= 0.7
+    assert stored["cpu_seconds"] <= 300
+
+
 def test_other_preferences_are_another_run(preferring: Path, answering: Path, polite: Path) -> None:
     with pytest.raises(InputError, match=r"holds a run with beta 0\.1, not 0\.5"):
         dpo.main(settings(answering, polite, preferring, beta=0.5))
