@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off -c shared_buffers=16MB"
     call("pg_ctl", "--pgdata", str(data), "--wait", "--log", str(folder / "log"), "--options", options, "start")
     yield f"postgresql://chat@/postgres?host={folder}"
-    os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)  # its immediate end
+    with suppress(FileNotFoundError):  # it has ended by itself
+        os.kill(int((data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)  # its immediate end
 
 
 async def _make_database(server: str, name: str) -> None:

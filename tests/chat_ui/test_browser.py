@@ -18,6 +18,7 @@ import pytest
 from chat_ui.accounts import Accounts
 from chat_ui.texts import JOINER
 from tests.tiny_run import tiny, train_silently
+from working_with_text_data.minbpe import Tokenizer
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [
@@ -88,13 +89,26 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("chat")
     # a model that hardly knows anything, but is large enough to be stopped while it talks
-    size = {"d_model": 256, "n_layers": 8, "n_heads": 4, "context_length": 128}
+    size = {"d_model": 384, "n_layers": 10, "n_heads": 4, "context_length": 128}
     train_silently(tiny(data, folder / "runs" / "austen", steps=1, eval_blocks=1, **size))
+    never_end(folder / "runs" / "austen")
     shutil.copytree(folder / "runs" / "austen", folder / "runs" / "emma")
     Accounts(folder / "state" / "accounts.json").add("ada", "correct horse")
     server = Server(folder)
     yield server
     server.kill()
+
+
+def never_end(run: Path) -> None:
+    """Call the end of a text something else, so that answers go on until they are stopped, or as long as may be."""
+    config = json.loads((run / "config.json").read_bytes())
+    del config["tokenizer"]  # the checksum of the one that it was trained with
+    (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = Tokenizer.load(run / "bpe.json")
+    end = tokenizer.special_tokens.pop("<|endoftext|>")
+    del tokenizer.vocab[end]
+    tokenizer.add_special_tokens({"<|no_end|>": end})
+    tokenizer.save(run / "bpe.json")
 
 
 @pytest.fixture(scope="module")
