@@ -59,9 +59,9 @@ def _remarks(results: Path) -> str:
     half = next(row for row in sentences["learning_curve"] if row["share"] == 0.5)["val_accuracy"]
     text = f"""
         On IMDb a bag of words is often said to reach {imdb["usual_claim"]:.1%}. Here it reaches {accuracy["imdb"]}, has
-        {imdb["model"]["megabytes"]:.1f} MB of numbers, is trained in {imdb["seconds"]["all"]:.0f} s by the clock, PyTorch's
-        twin included, and classifies {speed["measured"]:,} reviews per second in {speed["processes"]} processes. Fitted by
-        PyTorch, it reaches {imdb["torch"]["test_accuracy"]:.1%}. On the
+        {imdb["model"]["megabytes"]:.1f} MB of numbers, is trained in {imdb["seconds"]["all"]:.0f} s by the clock,
+        PyTorch's twin included, and classifies {speed["measured"]:,} reviews per second in {speed["processes"]}
+        processes. Fitted by PyTorch, it reaches {imdb["torch"]["test_accuracy"]:.1%}. On the
         sentences the GPT, pretrained on Jane Austen alone, is below the bag of words, {accuracy["gpt"]} against
         {accuracy["words"]}. With half of the sentences, the bag of words reaches {half:.1%} on validation texts. A
         published run of GPT-2 small on IMDb reached 91.9% with 256 tokens of each review, on another split; counting
