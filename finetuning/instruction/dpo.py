@@ -30,6 +30,7 @@ from finetuning.instruction.preferences import (
     pair_log_likelihoods,
     read_preferences,
 )
+from finetuning.instruction.records import divide
 from finetuning.instruction.templates import TEMPLATES, Template
 from finetuning.run import (
     REFERENCE,
@@ -153,11 +154,7 @@ def pairs_of(config: Config, split: Split) -> Sequence[Preference]:
     """Return the pairs of a split; of a user's data, every so manieth is held out, the same each time."""
     if config.data is None:
         return corpus_preferences(split)
-    everything = read_preferences(config.data)
-    every = max(2, round(1 / config.held_out))
-    if len(everything) < every:
-        raise InputError(f"{config.data} has {len(everything)} pairs: of so few, {config.held_out:g} is none")
-    return everything[::every] if split == "val" else [x for index, x in enumerate(everything) if index % every]
+    return divide(read_preferences(config.data), config.held_out, split, config.data)
 
 
 def encode(config: Config, split: Split, template: Template, tokenizer: Tokenizer, length: int) -> list[EncodedPair]:

@@ -12,10 +12,10 @@ import gzip
 import json
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetuning.instruction.conversation import Conversation, Turn
 from utils.files import InputError, printable, refuse_lfs_pointer
@@ -69,6 +69,18 @@ def read_conversations(path: Path) -> list[Conversation]:
             path, f"{len(records) - len(answered):,}", f"{len(records):,}", first,
         )  # fmt: skip
     return answered
+
+
+def divide(examples: Sequence[Any], held_out: float, split: Literal["train", "val"], where: Path) -> Sequence[Any]:
+    """Return a split of a user's examples: every so manieth is held out for "val", the same ones each time.
+
+    Raises:
+        InputError: if there are so few that none would be held out.
+    """
+    every = max(2, round(1 / held_out))
+    if len(examples) < every:
+        raise InputError(f"{where} has {len(examples)} examples: of so few, {held_out:g} is none")
+    return examples[::every] if split == "val" else [each for index, each in enumerate(examples) if index % every]
 
 
 def read_records(path: Path) -> list[Record]:

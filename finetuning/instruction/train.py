@@ -21,7 +21,7 @@ from finetuning.config import FineTuning
 from finetuning.instruction.answering import answers
 from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_conversations
-from finetuning.instruction.records import read_conversations
+from finetuning.instruction.records import divide, read_conversations
 from finetuning.instruction.supervised import Answers, PackedConversations, add_noise, fit_into
 from finetuning.instruction.templates import TEMPLATES, Template
 from finetuning.run import Base, add_tokens, checksum, fine_tune, load_base, open_run, steps_of
@@ -161,12 +161,7 @@ def conversations_of(config: Config, split: Split) -> Sequence[Conversation]:
     """Return the conversations of a split; of a user's data, every so manieth is held out, the same each time."""
     if config.data is None:
         return load_conversations(split)
-    everything = read_conversations(config.data)
-    every = max(2, round(1 / config.held_out))
-    if len(everything) < every:
-        raise InputError(f"{config.data} has {len(everything)} conversations: of so few, {config.held_out:g} is none")
-    held_out = everything[::every]
-    return held_out if split == "val" else [each for index, each in enumerate(everything) if index % every]
+    return divide(read_conversations(config.data), config.held_out, split, config.data)
 
 
 def samples(model: GPT, tokenizer: Tokenizer, template: Template, questions: Sequence[str]) -> list[str]:

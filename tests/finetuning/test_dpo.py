@@ -277,7 +277,7 @@ def test_dropout_is_off(answering: Path) -> None:
     ("changes", "message"),
     [
         ({"run": None}, "say which model"),
-        ({"held_out": 0.01}, "30 pairs: of so few, 0.01 is none"),
+        ({"held_out": 0.01}, "30 examples: of so few, 0.01 is none"),
         ({"data": Path("nowhere.json")}, "nowhere.json"),
     ],
 )

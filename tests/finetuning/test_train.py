@@ -159,7 +159,7 @@ def test_wrong_wishes_are_one_line_and_change_nothing(
     assert sha256(tuned / "config.json") == before
     assert not (tmp_path / "new").exists()
     (tmp_path / "short.json").write_text(json.dumps([{"instruction": "a", "input": "", "output": "b"}]))
-    with pytest.raises(InputError, match=r"has 1 conversations"):
+    with pytest.raises(InputError, match=r"has 1 examples"):
         train.main(dataclasses.replace(wish, data=tmp_path / "short.json", out=tmp_path / "new2"))
     assert not (tmp_path / "new2" / "config.json").exists()
 
