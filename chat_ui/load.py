@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,7 +97,8 @@ def main(config: Config) -> list[dict[str, Any]]:
         rows = [asyncio.run(_measure(config, url, users)) for users in config.users]
     sys.stdout.write(f"{table(rows)}\n")
     if config.out is not None:
-        settings = {name: str(value) for name, value in asdict(config).items() if name not in ("key", "out")}
+        names = ("users", "messages", "max_tokens", "pause", "model")
+        settings = {name: getattr(config, name) for name in names}
         with write_atomically(config.out) as file:
             file.write(json.dumps({"machine": describe(), "load": settings, "rows": rows}, indent=1).encode())
     return rows

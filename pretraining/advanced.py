@@ -8,12 +8,12 @@ only puts them together. Read `simple.py` first.
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.costs import forward_flops
@@ -28,7 +28,6 @@ from pretraining.engine import (
     Settings,
     World,
     fit,
-    join_world,
     linear,
     warmup_cosine,
     warmup_stable_decay,
@@ -37,14 +36,12 @@ from pretraining.engine.callbacks import Callback, EarlyStopping, Machine, Movin
 from pretraining.engine.fit import Plan
 from pretraining.hellaswag import HellaSwag, read_examples, spread
 from pretraining.metrics import draw_loss
-from pretraining.open_run import open_run
+from pretraining.open_run import open_run, training_in
 from pretraining.optimizers import make_optimizers
-from utils.data_loading import ResumableLoader
+from utils.data_loading import ResumableLoader, one_pass
 from utils.files import InputError
 from utils.hardware import compiler_works, keep_freed_memory
-from utils.locks import alone
 from utils.monitoring import ResourceMonitor
-from utils.outputs import check_writable
 from utils.tracking import open_trackers
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.train_tokenizer import END_OF_TEXT
@@ -62,10 +59,7 @@ def main(config: AdvancedConfig) -> bool:
             if the processes do not find one another; for a gradient that is no longer a number; for a checkpoint that
             cannot be written.
     """
-    with join_world(config.device, timeout=config.timeout) as world, ExitStack() as stack:
-        if world.is_main:
-            check_writable(config.out)
-            stack.enter_context(alone(config.out, "training in"))
+    with training_in(config.out, config.device, timeout=config.timeout) as world:
         config, model_config, data = _open(config, world)
         _set_up_torch(config, world)
         return train(config, model_config, data, world)
@@ -123,7 +117,7 @@ def train(config: AdvancedConfig, model_config: GPTConfig, data: Data, world: Wo
         micro_batch_size = choose_micro_batch(config, model_config, world, try_rows)
     plan = Plan(config.steps, config.eval_every, config.checkpoint_every, micro_batch_size, config.snapshot_every)
 
-    def validation() -> Iterator[tuple[Tensor, ...]]:
+    def validation() -> DataLoader:
         return validation_batches(data["val"], config.eval_blocks, micro_batch_size)
 
     if world.is_main:
@@ -211,12 +205,10 @@ def watch_machine(monitor: ResourceMonitor, model_config: GPTConfig, world: Worl
     return Machine(monitor, 3 * forward_flops(model_config, 1, length) / length, peak)
 
 
-def validation_batches(data: BlockDataset, n_blocks: int, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield held-out blocks, spread evenly so that each document has a say."""
+def validation_batches(data: BlockDataset, n_blocks: int, size: int) -> DataLoader:
+    """Return batches of held-out blocks, spread evenly so that each document has a say."""
     chosen = np.linspace(0, len(data) - 1, min(n_blocks, len(data))).astype(int)
-    for start in range(0, len(chosen), size):
-        blocks = [data[int(block)] for block in chosen[start : start + size]]
-        yield tuple(torch.stack(tensors) for tensors in zip(*blocks, strict=True))
+    return one_pass(Subset(data, chosen.tolist()), size)
 
 
 def _how(config: AdvancedConfig, world: World) -> str:

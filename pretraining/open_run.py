@@ -5,7 +5,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from gpt_model.run_directory import identity, read_config
 from pretraining.checkpoint import CHECKPOINT_FILES, SHARDS, WEIGHTS, list_checkpoints, step_of
 from pretraining.config import Config
 from pretraining.data_folder import TOKENIZER, check_same_tokenizer, open_data_tokenizer
+from pretraining.engine import World, join_world
 from pretraining.least_memory import check_memory
 from utils.files import InputError, write_atomically
 from utils.hardware import bfloat16_pays, compiler_works, pick_device
-from utils.outputs import check_output_folder, delete_ours
+from utils.locks import alone
+from utils.outputs import check_output_folder, check_writable, delete_ours
 from utils.tracking import TRACKER_FILES
 from working_with_text_data.dataset import BlockDataset
 from working_with_text_data.minbpe import Tokenizer
@@ -78,6 +81,25 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
     if not (config.out / TOKENIZER).exists():
         tokenizer.save(config.out / TOKENIZER)
     return config, model_config, data
+
+
+@contextmanager
+def training_in(run: Path, device: str, *, timeout: float = 600) -> Iterator[World]:
+    """Join the processes that train together, and keep all others out of their run directory.
+
+    Args:
+        run: the run directory, which need not exist yet.
+        device: what each process computes on.
+        timeout: seconds to wait for one another.
+
+    Raises:
+        InputError: if nothing can be written there, or another process trains in it; as `join_world` raises it.
+    """
+    with join_world(device, timeout=timeout) as world, ExitStack() as stack:
+        if world.is_main:
+            check_writable(run)
+            stack.enter_context(alone(run, "training in"))
+        yield world
 
 
 def check_deletable(run: Path, ours: Sequence[str] = RUN_FILES) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from attention_mechanisms.benchmark import figures as attention_figures
+from chat_ui import load
+from chat_ui.benchmark import figures as engine_figures
 from finetuning.instruction import experiments
 from gpt_model.benchmark import figures as model_figures
 from tests.commands import run
@@ -222,6 +224,30 @@ def experiments_passage() -> str:
     )
 
 
+def chat_passage() -> str:
+    return engine_figures.tables(ROOT / "chat_ui/results")
+
+
+def load_passage() -> str:
+    stored = results("chat_ui/results/load.json")
+    machine = stored["machine"]
+    return f"{load.table(stored['rows'])}\n\n{machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']}."
+
+
+def soak_passage() -> str:
+    stored = results("chat_ui/results/sockets.json")
+    asked, seen, machine = stored["soak"], stored["result"], stored["machine"]
+    samples = seen["memory_mib"]
+    memory = [f"{samples[quarter * (len(samples) - 1) // 4]:.0f}" for quarter in range(5)]
+    return paragraph(
+        f"{seen['opened']} of {asked['sockets']} pages opened in {seen['seconds_to_open']:.1f} s. "
+        f"{asked['talking']} of them at a time asked {asked['messages']:,} questions: {seen['complete']:,} answers "
+        f"were complete and {seen['failed']} failed, in {seen['seconds']:.0f} s. The server's memory was "
+        f"{', '.join(memory)} MiB at first and after each quarter "
+        f"({machine['cpu']}, {machine['cores']} cores, PyTorch {machine['torch']})."
+    )
+
+
 # Each file that quotes measurements, and what it must hold.
 PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("README.md", summary_passage),
@@ -242,6 +268,9 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("attention_mechanisms/README.md", variants_passage),
     ("gpt_model/results/README.md", model_passage),
     ("gpt_model/results/README.md", model_gpu_passage),
+    ("chat_ui/results/README.md", chat_passage),
+    ("chat_ui/results/README.md", load_passage),
+    ("chat_ui/results/README.md", soak_passage),
 ]
 
 LESSONS = [path for chapter in CHAPTERS[1:] for path in sorted(chapter.glob("[0-9]*.ipynb"))]

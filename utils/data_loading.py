@@ -18,6 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from utils.files import InputError
 
 
+def one_pass(dataset: Dataset, batch_size: int) -> DataLoader:
+    """Return something that yields all examples in order, in batches of which the last may be smaller.
+
+    Such a pass draws nothing from PyTorch's global generator, so an evaluation does not change the training around it.
+    """
+    return DataLoader(dataset, batch_size, generator=torch.Generator())
+
+
 class ResumableLoader:
     """Hands out batches of a dataset, epoch after epoch; each visits every example once, in an order of its own.
 

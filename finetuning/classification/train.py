@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,13 +33,12 @@ from finetuning.classification.text_classifier import KEY, TextClassifier
 from finetuning.config import FineTuning
 from finetuning.run import Base, checksum, fine_tune, load_base, open_run
 from gpt_model.config import Tokens
-from pretraining.engine import World, join_world
+from pretraining.engine import World
 from pretraining.metrics import read_metrics
+from pretraining.open_run import training_in
 from utils.command_line import show
 from utils.files import InputError
 from utils.hardware import describe
-from utils.locks import alone
-from utils.outputs import check_writable
 from utils.ranges import Count, Range, Share
 
 log = logging.getLogger(__name__)
@@ -111,10 +109,7 @@ def main(config: Config) -> bool:
     Raises:
         InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it.
     """
-    with join_world(config.device, timeout=600) as world, ExitStack() as stack:
-        if world.is_main:
-            check_writable(config.out)
-            stack.enter_context(alone(config.out, "training in"))
+    with training_in(config.out, config.device) as world:
         splits = split(read_reviews(config.data), config.split_seed)
         base = load_base(config, world)
         check_fits(config, base)

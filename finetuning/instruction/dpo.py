@@ -9,8 +9,7 @@ template. The first command needs that of `train demo`. See `preferences.py` for
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -47,14 +46,13 @@ from gpt_model import GPT
 from gpt_model.model_files import read_tensors
 from gpt_model.run_directory import load_model
 from pretraining.config import Rate
-from pretraining.engine import World, join_world
+from pretraining.engine import World
 from pretraining.metrics import draw_loss, read_metrics
+from pretraining.open_run import training_in
 from utils.command_line import show
-from utils.data_loading import ResumableLoader
+from utils.data_loading import ResumableLoader, one_pass
 from utils.figures import BLUE, ORANGE, figure, save_svg
 from utils.files import InputError, write_atomically
-from utils.locks import alone
-from utils.outputs import check_writable
 from utils.ranges import Count, Range
 from working_with_text_data.minbpe import Tokenizer
 
@@ -98,10 +96,7 @@ def main(config: Config) -> dict[str, float] | None:
     Raises:
         InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it.
     """
-    with join_world(config.device, timeout=600) as world, ExitStack() as stack:
-        if world.is_main:
-            check_writable(config.out)
-            stack.enter_context(alone(config.out, "training in"))
+    with training_in(config.out, config.device) as world:
         base = load_base(config, world)
         name = base.config.get("template")
         if name not in TEMPLATES:
@@ -124,19 +119,15 @@ def train(config: Config, template: Template, base: Base, world: World) -> dict[
         pairs["train"], config.batch_size, config.seed, device=world.device, rank=world.rank, n_ranks=world.size
     )
     objective = DirectPreference(config.beta)
-    size = config.micro_batch_size or config.batch_size
+    validation = one_pass(pairs["val"], config.micro_batch_size or config.batch_size)
     steps = steps_of(config, len(pairs["train"]))
-
-    def validation() -> Iterator[tuple[Tensor, ...]]:
-        return in_batches(pairs["val"], size)
-
-    finished = fine_tune(config, model, objective, batches, validation, steps, world)
+    finished = fine_tune(config, model, objective, batches, lambda: validation, steps, world)
     if world.is_main:
         draw_loss(config.out, "pair")
     if not finished:
         return None
     with torch.autocast(world.device.type, torch.bfloat16, enabled=precision_of(config, world.device) == "bfloat16"):
-        moved = (tuple(part.to(world.device) for part in batch) for batch in validation())
+        moved = (tuple(part.to(world.device) for part in batch) for batch in validation)
         results = objective.evaluate(model, moved)
     if world.is_main:
         report(config, results)
@@ -191,21 +182,13 @@ def load_reference(
         parts = []
         examples = Pairs(pairs, torch.zeros(len(pairs), 2))
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-            total = -(-len(pairs) // config.batch_size)
-            for batch in tqdm(in_batches(examples, config.batch_size), f"reference, {split}", total, leave=False):
+            for batch in tqdm(one_pass(examples, config.batch_size), f"reference, {split}", leave=False):
                 parts.append(pair_log_likelihoods(model, tuple(part.to(device) for part in batch)).cpu())
         reference[split] = torch.cat(parts)
     save_weights(path, reference)
     likelier = (reference["val"][:, 0] > reference["val"][:, 1]).double().mean().item()
     log.info("before training, the chosen answer is the likelier one in %.0f%% of the held-out pairs", 100 * likelier)
     return reference
-
-
-def in_batches(pairs: Pairs, size: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yield all pairs in order, `size` at once."""
-    for start in range(0, len(pairs), size):
-        examples = [pairs[index] for index in range(start, min(start + size, len(pairs)))]
-        yield tuple(torch.stack(tensors) for tensors in zip(*examples, strict=True))
 
 
 def report(config: Config, results: dict[str, float]) -> None:

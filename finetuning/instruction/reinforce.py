@@ -9,7 +9,6 @@ nobody shows it a result: it guesses, and guesses that were right become likelie
 
 import json
 import logging
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,11 @@ from gpt_model import GPT, GPTConfig
 from gpt_model.generation import END_OF_TEXT
 from gpt_model.run_directory import read_config
 from pretraining.config import Rate, Steps
-from pretraining.engine import Engine, NextToken, Settings, World, join_world
+from pretraining.engine import Engine, NextToken, Settings, World
 from pretraining.metrics import draw_loss
+from pretraining.open_run import training_in
 from utils.command_line import show
 from utils.files import InputError, write_atomically
-from utils.locks import alone
-from utils.outputs import check_writable
 from utils.ranges import Count, Range, Seed, check_ranges
 from working_with_text_data.minbpe import RegexTokenizer
 
@@ -102,11 +100,9 @@ def main(config: Config) -> dict[str, float] | None:
         InputError: for settings or a run directory that cannot be used; if another process trains in it.
     """
     tuning = config.fine_tuning()
-    with join_world(config.device, timeout=600) as world, ExitStack() as stack:
+    with training_in(config.out, config.device) as world:
         if world.size > 1:
             raise InputError(f"a model this small is trained by one process, not by {world.size}")
-        check_writable(config.out)
-        stack.enter_context(alone(config.out, "training in"))
         is_new = not goes_on(tuning)
         if is_new:
             check_new(tuning)

@@ -8,14 +8,10 @@ directory that it writes opens in `python -m gpt_model.generate` and in the chat
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
-
-import torch
-from torch import Tensor
 
 from finetuning.config import FineTuning
 from finetuning.instruction.answering import answers
@@ -27,12 +23,11 @@ from finetuning.instruction.templates import TEMPLATES, Template
 from finetuning.run import Base, add_tokens, checksum, fine_tune, load_base, open_run, steps_of
 from gpt_model import GPT, TextGenerator
 from gpt_model.config import Tokens
-from pretraining.engine import World, join_world
+from pretraining.engine import World
+from pretraining.open_run import training_in
 from utils.command_line import show
-from utils.data_loading import ResumableLoader
+from utils.data_loading import ResumableLoader, one_pass
 from utils.files import InputError
-from utils.locks import alone
-from utils.outputs import check_writable
 from utils.ranges import Count, Range
 from working_with_text_data.minbpe import Tokenizer
 
@@ -86,10 +81,7 @@ def main(config: Config) -> bool:
     Raises:
         InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it.
     """
-    with join_world(config.device, timeout=600) as world, ExitStack() as stack:
-        if world.is_main:
-            check_writable(config.out)
-            stack.enter_context(alone(config.out, "training in"))
+    with training_in(config.out, config.device) as world:
         template = TEMPLATES[config.template]
         base = load_base(config, world)
         missing = template.missing(base.tokenizer)
@@ -121,14 +113,9 @@ def train(config: Config, template: Template, base: Base, world: World) -> bool:
         rows["train"], config.batch_size, config.seed, device=world.device, rank=world.rank, n_ranks=world.size
     )
 
-    def validation() -> Iterator[tuple[Tensor, ...]]:
-        size = config.micro_batch_size or config.batch_size
-        for start in range(0, len(rows["val"]), size):
-            examples = [rows["val"][index] for index in range(start, min(start + size, len(rows["val"])))]
-            yield tuple(torch.stack(tensors) for tensors in zip(*examples, strict=True))
-
+    validation = one_pass(rows["val"], config.micro_batch_size or config.batch_size)
     steps = steps_of(config, len(rows["train"]))
-    finished = fine_tune(config, base.model, Answers(weighted=weighted), batches, validation, steps, world)
+    finished = fine_tune(config, base.model, Answers(weighted=weighted), batches, lambda: validation, steps, world)
     if finished and world.is_main and config.ask:
         show_answers(config.ask, before, samples(base.model, base.tokenizer, template, config.ask))
     return finished

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from utils.data_loading import ResumableLoader
+from utils.data_loading import ResumableLoader, one_pass
 from utils.files import InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -94,6 +94,14 @@ def test_an_epoch_loses_nothing_and_doubles_nothing_and_the_next_has_another_ord
     epochs = [taken[start : start + 20] for start in (0, 20, 40)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_one_pass_is_in_order_and_leaves_the_random_numbers_alone() -> None:
+    state = torch.get_rng_state()
+    pass_ = one_pass(Numbers(7), 3)
+    for _ in range(2):
+        assert [numbers.tolist() for numbers, _ in pass_] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_another_seed_is_another_order() -> None:
