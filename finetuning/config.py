@@ -18,13 +18,13 @@ class FineTuning:
 
     # settings that may differ from those of a run that is there without making it another run
     not_the_run: ClassVar[frozenset[str]] = frozenset({
-        "run", "pretrained", "out", "fresh", "device", "micro_batch_size", "eval_every", "checkpoint_every",
+        "base", "pretrained", "out", "fresh", "device", "micro_batch_size", "eval_every", "checkpoint_every",
     })  # fmt: skip
 
-    run: Path | None = None
+    base: Path | None = None
     """The run directory of the model to begin with."""
     pretrained: str | None = None
-    """Instead of a run: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
+    """Instead of a base: gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder in Hugging Face layout."""
     out: Path = Path("runs/tuned")
     """The run directory that is written. If it holds a run with the same settings, that run goes on."""
     fresh: bool = False

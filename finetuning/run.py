@@ -87,14 +87,14 @@ def load_base(config: FineTuning, world: World) -> Base:
     if world.from_main(lambda: goes_on(config)):
         stored = read_config(config.out)
         if not list_checkpoints(config.out):  # a process was killed before it wrote the first one
-            return Base(*load(config.run, config.pretrained), stored, is_new=False)
+            return Base(*load(config.base, config.pretrained), stored, is_new=False)
         return Base(GPT(GPTConfig.from_dict(stored["model"])), load_tokenizer(config.out), stored, is_new=False)
     check_new(config)
-    model, tokenizer = load(config.run, config.pretrained)
+    model, tokenizer = load(config.base, config.pretrained)
     if config.lora_rank is not None:
         with torch.device("meta"):  # what cannot be adapted is refused before anything is written
             add_lora(GPT(model.config), config.lora_layers, rank=config.lora_rank, alpha=config.lora_alpha)
-    return Base(model, tokenizer, {} if config.run is None else read_config(config.run), is_new=True)
+    return Base(model, tokenizer, {} if config.base is None else read_config(config.base), is_new=True)
 
 
 def check_new(config: FineTuning) -> None:
@@ -105,8 +105,8 @@ def check_new(config: FineTuning) -> None:
     """
     if config.fresh:
         check_deletable(config.out, TUNED_RUN_FILES)
-        if config.run is not None and config.run.resolve() == config.out.resolve():
-            raise InputError(f"--fresh would delete {config.run}, which the run begins with: choose another --out")
+        if config.base is not None and config.base.resolve() == config.out.resolve():
+            raise InputError(f"--fresh would delete {config.base}, which the run begins with: choose another --out")
     elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
 

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from utils import command_line
 from utils.ranges import Range, range_of
@@ -101,6 +102,21 @@ def test_every_number_has_a_range_that_is_checked_first(
     assert not list(tmp_path.iterdir())
 
 
+SHARED = [path for path in SCRIPTS if "with training_in(" in (ROOT / path).read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", SHARED, ids=str)
+def test_torchrun_hands_every_flag_on(path: Path) -> None:
+    """It reads a flag that begins two of its own, such as --run, as one of those, and ends with an error."""
+    _, config_class, _ = command(path)
+    flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)]
+    for flag in flags:
+        given = get_args_parser().parse_args(["--nproc-per-node", "2", "-m", "a.module", flag, "value"])
+        assert given.training_script_args == [flag, "value"]
+    assert "--out" in flags
+
+
 def test_there_are_scripts() -> None:
     """The search for them would otherwise fail without a word."""
     assert len(SCRIPTS) >= 12
+    assert len(SHARED) >= 5

@@ -56,10 +56,10 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 class Config:
     """Train the same classifier with one thing changed at a time, and compare."""
 
-    run: Path | None = Path("runs/demo")
+    base: Path | None = Path("runs/demo")
     """The run directory of the base."""
     pretrained: str | None = None
-    """Instead of a run: gpt2 or another size, or a folder in Hugging Face layout."""
+    """Instead of a base: gpt2 or another size, or a folder in Hugging Face layout."""
     data: Path = SENTENCES
     """The labelled texts, as for training."""
     out: Path = Path("runs/classification-ablations")
@@ -83,7 +83,7 @@ class Config:
             raise InputError(f"there is no change {min(unknown)!r}; there are: {', '.join(CHANGES)}")
 
 
-PRESETS = {"gpu": Config(run=None, pretrained="gpt2", out=Path("runs/imdb-ablations"), texts=None, epochs=3)}
+PRESETS = {"gpu": Config(base=None, pretrained="gpt2", out=Path("runs/imdb-ablations"), texts=None, epochs=3)}
 
 
 def main(config: Config) -> dict[str, Any] | None:
@@ -92,8 +92,8 @@ def main(config: Config) -> dict[str, Any] | None:
     Raises:
         InputError: if there is no base, or a folder or file cannot be written.
     """
-    if config.run is not None:
-        read_config(config.run)
+    if config.base is not None:
+        read_config(config.base)
     check_writable(config.out)
     check_output_file(config.results, overwrite=True, is_ours=_is_comparison, flag="--results")
     rows = []
@@ -104,7 +104,7 @@ def main(config: Config) -> dict[str, Any] | None:
                 return None
             rows.append({"change": name, "runs": found})
             log.info("%s: %s", name, ", ".join(f"{run['accuracy']:.4f}" for run in found))
-    base = config.pretrained or str(config.run.name)
+    base = config.pretrained or str(config.base.name)
     settings = {"base": base, "data": config.data.name, "texts": config.texts, "epochs": config.epochs}
     result = {"machine": describe(), **settings, "rows": rows}
     with write_atomically(config.results) as file:
@@ -120,7 +120,7 @@ def _one_run(config: Config, name: str, seed: int) -> dict[str, float] | None:
     if not (run / REPORT).exists():
         settings = train.PRESETS["demo" if config.pretrained is None else "imdb"]
         settings = replace(
-            settings, run=config.run, pretrained=config.pretrained, data=config.data, out=run, texts=config.texts,
+            settings, base=config.base, pretrained=config.pretrained, data=config.data, out=run, texts=config.texts,
             epochs=config.epochs, device=config.device, early_stopping=None,
         )  # fmt: skip
         settings = replace(settings, **{"seed": seed, **CHANGES[name]})

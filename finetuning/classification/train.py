@@ -95,7 +95,7 @@ class Config(FineTuning):
 
 
 PRESETS = {
-    "demo": Config(run=Path("runs/demo"), epochs=2, batch_size=32, lr=5e-4, most_tokens=128),
+    "demo": Config(base=Path("runs/demo"), epochs=2, batch_size=32, lr=5e-4, most_tokens=128),
     "imdb": Config(
         pretrained="gpt2", out=Path("runs/imdb"), epochs=3, batch_size=32, micro_batch_size=8, lr=1e-4, most_tokens=512,
         eval_every=200, checkpoint_every=200,

@@ -1,7 +1,7 @@
 """Learn from pairs of answers which of them people prefer: direct preference optimisation.
 
     python -m finetuning.instruction.dpo demo
-    python -m finetuning.instruction.dpo --run runs/alpaca --data preferences.json --out runs/preferred
+    python -m finetuning.instruction.dpo --base runs/alpaca --data preferences.json --out runs/preferred
 
 It begins with a run that `finetuning.instruction.train` has taught to answer, and writes another, with the same
 template. The first command needs that of `train demo`. See `preferences.py` for the loss.
@@ -85,8 +85,8 @@ class Config(FineTuning):
 
 
 PRESETS = {
-    "demo": Config(run=Path("runs/demo-chat"), out=Path("runs/demo-preferred"), lr=5e-5, eval_every=20),
-    "alpaca": Config(run=Path("runs/alpaca"), out=Path("runs/alpaca-preferred"), batch_size=16, micro_batch_size=4),
+    "demo": Config(base=Path("runs/demo-chat"), out=Path("runs/demo-preferred"), lr=5e-5, eval_every=20),
+    "alpaca": Config(base=Path("runs/alpaca"), out=Path("runs/alpaca-preferred"), batch_size=16, micro_batch_size=4),
 }
 
 
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, float] | None:
         name = base.config.get("template")
         if name not in TEMPLATES:
             raise InputError(
-                f"{config.run or config.pretrained} has not learned to answer: begin with a run directory of "
+                f"{config.base or config.pretrained} has not learned to answer: begin with a run directory of "
                 "python -m finetuning.instruction.train"
             )
         return train(config, TEMPLATES[name], replace(base, model=without_dropout(base.model)), world)
@@ -175,7 +175,7 @@ def load_reference(
     path = config.out / REFERENCE
     if path.exists():
         return read_tensors(path)
-    model = base.model if base.is_new else without_dropout(load_model(config.run)).to(device)
+    model = base.model if base.is_new else without_dropout(load_model(config.base)).to(device)
     enabled = precision_of(config, device) == "bfloat16"
     reference = {}
     for split, pairs in encoded.items():

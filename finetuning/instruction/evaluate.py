@@ -185,7 +185,7 @@ def load_systems(config: Config, template: Template) -> list[System]:
     base, pretrained = config.base, config.pretrained
     if base is None and pretrained is None:
         stored = read_config(config.run)["training"]
-        named = stored.get("run")
+        named = stored.get("base")
         base = Path(named) if isinstance(named, str) and Path(named).is_dir() else None
         if base is None:
             log.warning("the model before tuning is not there: name it by --base or --pretrained to compare with it")

@@ -49,7 +49,7 @@ UNTRAINED = "untrained"  # the folder of a base with random weights
 class Config:
     """Fine-tune with fewer examples and without pretraining, and compare."""
 
-    run: Path = Path("runs/demo")
+    base: Path = Path("runs/demo")
     """The run directory of the base."""
     out: Path = Path("runs/instruction-experiments")
     """Where the runs are kept."""
@@ -68,17 +68,17 @@ def main(config: Config) -> None:
     Raises:
         InputError: if there is no base, or a folder or file cannot be written.
     """
-    read_config(config.run)
+    read_config(config.base)
     check_writable(config.out)
     check_output_file(config.results, overwrite=True, is_ours=_is_comparison, flag="--results")
     n_examples = len(train.conversations_of(train.PRESETS["demo"], "train"))
     rows = []
     with alone(config.out, "training in"):
-        bases = {"the demo's model": config.run, "random weights": untrained(config)}
+        bases = {"the demo's model": config.base, "random weights": untrained(config)}
         for part in PARTS:
             for name, base in bases.items():
                 examples = round(part * n_examples)
-                run = config.out / f"{'demo' if base == config.run else 'random'}-{examples}"
+                run = config.out / f"{'demo' if base == config.base else 'random'}-{examples}"
                 if not learned(config, base, run, examples):
                     return  # it was asked to stop
                 rows.append({"base": name, "examples": examples, **graded(run)})
@@ -94,9 +94,9 @@ def untrained(config: Config) -> Path:
     """Return a run directory with a model of the base's shape that has learned nothing."""
     folder = config.out / UNTRAINED
     if not (folder / WEIGHTS).exists():
-        model, tokenizer = load(config.run, None)
+        model, tokenizer = load(config.base, None)
         torch.manual_seed(0)
-        store_config(folder, {**read_config(config.run), "training": {"trainer": "none"}})
+        store_config(folder, {**read_config(config.base), "training": {"trainer": "none"}})
         tokenizer.save(folder / TOKENIZER)
         save_weights(folder / WEIGHTS, GPT(model.config).state_dict())
     return folder
@@ -105,7 +105,7 @@ def untrained(config: Config) -> Path:
 def learned(config: Config, base: Path, run: Path, examples: int) -> bool:
     """Train a run to its end; return False if it was stopped before."""
     settings = replace(
-        train.PRESETS["demo"], run=base, out=run, examples=examples, epochs=config.epochs, ask=(), eval_every=10,
+        train.PRESETS["demo"], base=base, out=run, examples=examples, epochs=config.epochs, ask=(), eval_every=10,
         early_stopping=None,
         precision="float32", device="cpu",
     )  # fmt: skip

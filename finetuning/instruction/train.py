@@ -67,7 +67,7 @@ class Config(FineTuning):
 
 PRESETS = {
     "demo": Config(
-        run=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20,
+        base=Path("runs/demo"), out=Path("runs/demo-chat"), epochs=10, batch_size=8, lr=1e-3, eval_every=20,
     ),
     "alpaca": Config(
         pretrained="gpt2", out=Path("runs/alpaca"), template="alpaca", batch_size=16, micro_batch_size=4,

@@ -198,7 +198,7 @@ def answering(finished_run: Path, polite: Path, tmp_path_factory: pytest.TempPat
     records = [{**record, "output": record["chosen"]} for record in json.loads(polite.read_text())]
     data = write(folder / "answers.json", *records)
     settings = train.Config(
-        run=finished_run, data=data, held_out=0.2, out=folder / "answering", template="alpaca", epochs=1, lr=0.003,
+        base=finished_run, data=data, held_out=0.2, out=folder / "answering", template="alpaca", epochs=1, lr=0.003,
         ask=(), device="cpu", precision="float32",
     )  # fmt: skip
     assert train.main(settings)
@@ -207,7 +207,7 @@ def answering(finished_run: Path, polite: Path, tmp_path_factory: pytest.TempPat
 
 def settings(answering: Path, polite: Path, out: Path, **changes: object) -> dpo.Config:
     values = {
-        "run": answering, "data": polite, "out": out, "held_out": 0.2, "epochs": 3, "batch_size": 8, "lr": 0.003,
+        "base": answering, "data": polite, "out": out, "held_out": 0.2, "epochs": 3, "batch_size": 8, "lr": 0.003,
         "eval_every": 3, "checkpoint_every": 3, "device": "cpu", "precision": "float32",
     }  # fmt: skip
     return dpo.Config(**{**values, **changes})
@@ -276,7 +276,7 @@ def test_dropout_is_off(answering: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": None}, "say which model"),
+        ({"base": None}, "say which model"),
         ({"held_out": 0.01}, "30 examples: of so few, 0.01 is none"),
         ({"data": Path("nowhere.json")}, "nowhere.json"),
     ],

@@ -26,7 +26,7 @@ def tuned(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory as tuning makes it, of a model that was not tuned."""
     out = tmp_path_factory.mktemp("runs") / "tuned"
     base = add_tokens(Base(*load(finished_run, None), {}, is_new=True), TEMPLATES["chatml"].special_tokens)
-    open_run(train.Config(run=finished_run, out=out), base, {}, template="chatml")
+    open_run(train.Config(base=finished_run, out=out), base, {}, template="chatml")
     save_weights(out / "model.safetensors", base.model.state_dict())
     return out
 

@@ -15,7 +15,7 @@ def test_they_compare_bases_and_numbers_of_examples(
 ) -> None:
     monkeypatch.setattr(experiments, "PARTS", (1 / 64,))
     monkeypatch.setattr(experiments, "LONGEST_ANSWER", 4)
-    config = experiments.Config(run=finished_run, out=tmp_path / "runs", results=tmp_path / "results.json", epochs=1)
+    config = experiments.Config(base=finished_run, out=tmp_path / "runs", results=tmp_path / "results.json", epochs=1)
     experiments.main(config)
     rows = json.loads(config.results.read_bytes())["rows"]
     assert [row["base"] for row in rows] == ["the demo's model", "random weights"]
@@ -31,5 +31,5 @@ def test_they_compare_bases_and_numbers_of_examples(
 
 def test_without_a_base_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a run directory"):
-        experiments.main(experiments.Config(run=tmp_path, out=tmp_path / "runs", results=tmp_path / "r.json"))
+        experiments.main(experiments.Config(base=tmp_path, out=tmp_path / "runs", results=tmp_path / "r.json"))
     assert not (tmp_path / "runs").exists()

@@ -35,7 +35,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(finished_run: Path, questions: Path, out: Path, **changes: object) -> Config:
     """Settings with which a tiny model learns three answers by heart in a few seconds."""
     values = {
-        "run": finished_run, "data": questions, "out": out, "held_out": 0.2, "epochs": 24, "batch_size": 4, "lr": 0.01,
+        "base": finished_run, "data": questions, "out": out, "held_out": 0.2, "epochs": 24, "batch_size": 4, "lr": 0.01,
         "eval_every": 20, "checkpoint_every": 20, "early_stopping": None, "precision": "float32", "device": "cpu",
         "ask": (),
     }  # fmt: skip
@@ -140,9 +140,9 @@ def test_wrong_wishes_are_one_line_and_change_nothing(
         r"holds a run with lr 0.01, not 0.02": {"lr": 0.02},
         "holds a run with sha256": {"data": other},
         "exists and is not a run directory": {"out": questions.parent},
-        "say which model": {"run": None, "out": tmp_path / "new"},
-        "is not a run directory: it has no config.json": {"run": tmp_path, "out": tmp_path / "new"},
-        "would delete": {"run": tuned, "fresh": True},
+        "say which model": {"base": None, "out": tmp_path / "new"},
+        "is not a run directory: it has no config.json": {"base": tmp_path, "out": tmp_path / "new"},
+        "would delete": {"base": tuned, "fresh": True},
         "named .* the pattern|has the pattern": {
             "lora_rank": 4,
             "lora_layers": "nothing",

@@ -18,7 +18,7 @@ from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
 from pretraining.engine import World
 from pretraining.metrics import read_metrics
-from tests.pretraining.test_many_processes import finish, start
+from tests.processes import finish, start
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
 

@@ -15,8 +15,8 @@ def test_runs_are_compared_and_kept(finished_run: Path, tmp_path: Path, monkeypa
     small = replace(train.PRESETS["demo"], most_tokens=32, batch_size=8, eval_every=5, precision="float32")
     monkeypatch.setitem(train.PRESETS, "demo", small)
     config = ablations.Config(
-        run=finished_run, data=write_reviews(tmp_path / "data.csv"), out=tmp_path / "runs", seeds=1, epochs=1, texts=16,
-        results=tmp_path / "results" / "ablations.json", changes=("the recipe", "words swapped"), device="cpu",
+        base=finished_run, data=write_reviews(tmp_path / "data.csv"), out=tmp_path / "runs", seeds=1, epochs=1,
+        texts=16, results=tmp_path / "results" / "ablations.json", changes=("the recipe", "words swapped"), device="cpu",
     )  # fmt: skip
     result = ablations.main(config)
     assert json.loads(config.results.read_bytes()) == result

@@ -34,7 +34,7 @@ def write_reviews(path: Path, names: tuple[str, ...] = ("bad", "good"), n: int =
 def settings(tmp_path_factory: pytest.TempPathFactory, finished_run: Path) -> train.Config:
     data = write_reviews(tmp_path_factory.mktemp("reviews") / "reviews.csv")
     return train.Config(
-        run=finished_run, data=data, epochs=8, batch_size=16, lr=3e-3, device="cpu", precision="float32",
+        base=finished_run, data=data, epochs=8, batch_size=16, lr=3e-3, device="cpu", precision="float32",
         eval_every=10, checkpoint_every=20, most_tokens=32,
     )  # fmt: skip
 
@@ -94,7 +94,7 @@ def test_lora_and_the_head_learn_and_nothing_else(trained: Path, settings: train
     assert {name for name in adapter if name.startswith("head")} == {
         f"head.{layer}.{part}" for layer in (1, 4) for part in ("weight", "bias")
     }
-    base = safetensors.torch.load_file(settings.run / "model.safetensors")
+    base = safetensors.torch.load_file(settings.base / "model.safetensors")
     merged = TextClassifier.from_run(out).model.gpt.state_dict()
     assert torch.equal(merged["token_embedding.weight"], base["token_embedding.weight"])
     name = "blocks.0.attention.qkv.weight"
@@ -122,7 +122,7 @@ def test_what_does_not_belong_together_is_told_in_one_line(
         ({"data": three}, "the classifier has no class 'odd': it knows bad, good"),
         ({"text": ("fine", "  ")}, "text 2 is empty"),
         ({}, "say what to classify"),
-        ({"run": settings.run, "text": ("x",)}, "is a language model, not a classifier"),
+        ({"run": settings.base, "text": ("x",)}, "is a language model, not a classifier"),
     ):
         with pytest.raises(InputError, match=message):
             predict.main(predict.Config(**{"run": trained, "device": "cpu", **arguments}))
