@@ -16,7 +16,8 @@ def test_runs_are_compared_and_kept(finished_run: Path, tmp_path: Path, monkeypa
     monkeypatch.setitem(train.PRESETS, "demo", small)
     config = ablations.Config(
         base=finished_run, data=write_reviews(tmp_path / "data.csv"), out=tmp_path / "runs", seeds=1, epochs=1,
-        texts=16, results=tmp_path / "results" / "ablations.json", changes=("the recipe", "words swapped"), device="cpu",
+        texts=16, results=tmp_path / "results" / "ablations.json", changes=("the recipe", "words swapped"),
+        device="cpu",
     )  # fmt: skip
     result = ablations.main(config)
     assert json.loads(config.results.read_bytes()) == result
