@@ -112,17 +112,20 @@ def main(config: Config) -> dict[str, Any]:
     records = [held_out[place] for place in drawn]
     judge = None if config.judge is None else Judge(config.judge, config.judge_model)
     systems = load_systems(config, template)
+    if judge is not None and len(systems) == 1:
+        raise InputError("a judge compares two models: name the one before tuning by --base or --pretrained")
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "evaluating into"):
         result, answered = examine(config, systems, records, out)
         store(out, result, answered)
-        if judge is not None and len(systems) > 1:  # last, since it may not answer
+        if judge is not None:  # last, since it may not answer
             result["judge"] = compare(judge, answered[: config.judged], AFTER, BEFORE, config.seed)
             store(out, result, answered)
     for row in result["measures"]:
         if row["category"] == ALL:
             values = {name: row[name]["value"] for name in result["systems"] if row[name]["value"] is not None}
-            log.info("%s: %s", row["measure"], ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
+            if values:  # perhaps nothing could be measured
+                log.info("%s: %s", row["measure"], ", ".join(f"{name} {value:.2f}" for name, value in values.items()))
     log.info("%s questions -> %s", f"{len(records):,}", out)
     return result
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from finetuning.instruction.scoring.text_metrics import Measure
 from finetuning.instruction.templates import TEMPLATES
 from finetuning.pages import Page, markdown
 from finetuning.run import Base, add_tokens, open_run, save_weights
-from gpt_model.run_directory import load
+from gpt_model.run_directory import load, read_config
 from tests.finetuning.judges import endpoint, says
 from utils.files import InputError
 
@@ -89,6 +90,12 @@ def test_what_cannot_be_evaluated_is_one_line(
         evaluate.main(Config(run=tuned, data=tmp_path / "empty.jsonl", out=out))
     with pytest.raises(InputError, match="must begin with http"):
         evaluate.main(Config(run=tuned, data=held_out, out=out, judge="nowhere"))
+    untraceable = shutil.copytree(tuned, tmp_path / "untraceable")
+    stored = read_config(untraceable)
+    del stored["training"]["base"]
+    (untraceable / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="a judge compares two models"):
+        evaluate.main(Config(run=untraceable, data=held_out, out=out, judge="http://127.0.0.1:9/v1"))
     assert not out.exists()
     out.mkdir()
     (out / "thesis.txt").touch()
