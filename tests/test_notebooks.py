@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom as it is, and is committed as it ran."""
 
+import itertools
 import json
 import math
 import re
@@ -53,6 +54,14 @@ def test_every_figure_is_stored(path: Path) -> None:
         if "plt.show()" in "".join(cell["source"]).splitlines():
             kinds = {kind for output in cell["outputs"] for kind in output.get("data", {})}
             assert any(kind.startswith("image/") for kind in kinds), f"cell {cell['id']} shows no picture"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_what_a_cell_prints_is_stored_in_one_piece(path: Path) -> None:
+    """A kernel sends it in pieces, and a page shows each as a paragraph: jupyter nbconvert --coalesce-streams."""
+    for cell in cells(path, "code"):
+        streams = [output.get("name") for output in cell["outputs"]]
+        assert all(one is None or one != next_ for one, next_ in itertools.pairwise(streams)), f"cell {cell['id']}"
 
 
 def printed(cell: dict[str, Any]) -> str:

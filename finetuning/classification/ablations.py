@@ -115,7 +115,7 @@ def main(config: Config) -> dict[str, Any] | None:
 
 
 def _one_run(config: Config, name: str, seed: int) -> dict[str, float] | None:
-    """Train one classifier, or find it trained; None if it was stopped."""
+    """Train one classifier, or find it trained; return its accuracy, or None if it was stopped."""
     run = config.out / f"{name.replace(' ', '_').replace(',', '').replace('.', '')}-{seed}"
     if not (run / REPORT).exists():
         settings = train.PRESETS["demo" if config.pretrained is None else "imdb"]
@@ -127,7 +127,7 @@ def _one_run(config: Config, name: str, seed: int) -> dict[str, float] | None:
         if not train.main(settings):
             return None
     report = read_json(run / REPORT)
-    return {"accuracy": report["test"]["accuracy"], "seconds": report["seconds"]}
+    return {"accuracy": report["test"]["accuracy"]}
 
 
 def _is_comparison(path: Path) -> bool:
@@ -139,14 +139,13 @@ def _is_comparison(path: Path) -> bool:
     return True
 
 
-def summary(result: dict[str, Any]) -> dict[str, tuple[float, float | None, float]]:
-    """Return the mean accuracy of each row, its standard deviation, None of a single run, and the seconds of a run."""
+def summary(result: dict[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Return the mean accuracy of each row, and its standard deviation, None of a single run."""
     found = {}
     for row in result["rows"]:
         accuracies = [run["accuracy"] for run in row["runs"]]
         spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
-        seconds = statistics.mean(run["seconds"] for run in row["runs"])
-        found[row["change"]] = (statistics.mean(accuracies), spread, seconds)
+        found[row["change"]] = (statistics.mean(accuracies), spread)
     return found
 
 
@@ -155,11 +154,11 @@ def table(result: dict[str, Any]) -> str:
     means = summary(result)
     start = means.get(AS_IT_IS, (None,))[0]
     rows = []
-    for name, (mean, spread, seconds) in means.items():
+    for name, (mean, spread) in means.items():
         change = "" if start is None or name == AS_IT_IS else f"{100 * (mean - start):+.1f}"
         sd = "" if spread is None else f"{100 * spread:.1f}"
-        rows.append([name, f"{100 * mean:.1f}", sd, change, f"{seconds:.0f}"])
-    return markdown_table(("one thing changed", "accuracy, %:", "sd:", "points:", "seconds:"), rows)
+        rows.append([name, f"{100 * mean:.1f}", sd, change])
+    return markdown_table(("one thing changed", "accuracy, %:", "sd:", "points:"), rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -188,7 +188,7 @@ class Filtered:
             source: what to read.
             screen: the filters.
             workers: processes that judge; 1 judges in this one.
-            strict: stop at the first damaged row, instead of counting it.
+            strict: stop at the first damaged row, instead of counting it; also at one that an earlier run counted.
             keep_rejected: store the rejected documents as well, as `000000.rejected.jsonl`.
 
         Raises:
@@ -198,8 +198,11 @@ class Filtered:
         for left in self.folder.glob(".*.tmp"):
             left.unlink()  # of a process that was killed
         names = self.units()
+        done = self.statistics()
+        if strict:
+            refuse_damage(done)
         if self.is_finished():
-            return self.statistics()
+            return done
         place = Place(*self._state(names[-1])["after"]) if names else Place()
         if names:
             log.info("%s: going on after %s finished units", source.name, len(names))
@@ -207,8 +210,8 @@ class Filtered:
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(desc=f"filtering {source.name}", unit="B", unit_scale=True, leave=False))
             for batch, judged in _judge_all(stack, source, screen, place, workers, keep_rejected):
-                if strict and judged.statistics.damaged:
-                    raise InputError(f"{judged.statistics.damaged[0]} (without --strict it would be left out)")
+                if strict:
+                    refuse_damage(judged.statistics)
                 bar.update(batch.n_bytes)
                 unit.add(batch, judged)
                 if unit.n_bytes >= UNIT_BYTES:
@@ -219,6 +222,12 @@ class Filtered:
 
     def _state(self, unit: str) -> Any:
         return read_json(self.folder / f"{unit}.json")
+
+
+def refuse_damage(statistics: Statistics) -> None:
+    """Raise an InputError that names the first damaged row, if there is one."""
+    if statistics.damaged:
+        raise InputError(f"{statistics.damaged[0]} (without --strict it would be left out)")
 
 
 def _judge_all(

@@ -200,6 +200,9 @@ def test_killed_at_any_moment_it_ends_as_if_nothing_had_happened(made: Path, sou
 def test_strict_stops_at_the_first_damaged_line(sources: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1.jsonl, line 8 is not JSON: .* \(without --strict"):
         prepare_smollm.main(config(sources, tmp_path / "data", strict=True))
+    prepare_smollm.main(config(sources, tmp_path / "data"))
+    with pytest.raises(InputError, match="line 8 is not JSON"):  # though the damage was counted before
+        prepare_smollm.main(config(sources, tmp_path / "data", strict=True, overwrite=True))
 
 
 def test_optional_filters_have_their_say(sources: Path, tmp_path: Path) -> None:
