@@ -110,13 +110,13 @@ class _Api:
         self.longest = longest
 
     async def models(self, request: Request) -> Response:
-        data = [model_object(info) for info in self.service.models.available()]
+        data = [model_object(info) for info in self.service.models.available() if info.kind != "classifier"]
         return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         try:
-            return JSONResponse(model_object(self.service.models.info(request.path_params["name"])))
-        except UnknownModelError as error:
+            return JSONResponse(model_object(self.service.models.writer(request.path_params["name"])))
+        except InputError as error:
             raise ApiError(404, str(error), code="model_not_found") from error
 
     async def completions(self, request: Request) -> Response:

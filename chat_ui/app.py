@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from chat_ui.audit import Audit
+from chat_ui.classifying import Classifying
 from chat_ui.conversations import conversation_of
 from chat_ui.database import now
 from chat_ui.engine import ModelInfo, Models, Request, Service
@@ -261,7 +262,7 @@ class App:
         import chainlit as cl
 
         session = _session()
-        writings = [Writing(info.name, info.label, info.nbytes) for info in infos]
+        writings = [_writing(info) for info in infos]
         facts = {"model": infos[0].name, "label": infos[0].label, "unfinished": True}
         live = Live(cl.Message("", author=infos[0].label, metadata=facts), writings, session, self.history)
         live.message.created_at = now()
@@ -317,6 +318,11 @@ def _session() -> WebsocketSession:
     from chainlit.context import context
 
     return context.session  # type: ignore[return-value]
+
+
+def _writing(info: ModelInfo) -> Writing:
+    kind = Classifying if info.kind == "classifier" else Writing
+    return kind(info.name, info.label, info.nbytes)
 
 
 def _description(info: ModelInfo) -> str:

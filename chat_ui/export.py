@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 
 from chat_ui.history import History
 from chat_ui.logins import Logins
+from chat_ui.texts import plain
 
 if TYPE_CHECKING:
     from chainlit.types import ThreadDict
@@ -49,7 +50,7 @@ def as_markdown(thread: ThreadDict) -> str:
         if message["role"] == "user":
             parts += ["## You", _quoted(message["text"])]
         for answer in message.get("answers", ()):
-            parts += [f"## {answer['label']}", _quoted(answer["text"]), f"*{' · '.join(answer['figures'])}*"]
+            parts += [f"## {plain(answer['label'])}", _quoted(answer["text"]), f"*{' · '.join(answer['figures'])}*"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chat_ui.engine import Answer, BusyError, Finished, Loading, Piece, Queued, Request, Service, Started
+from chat_ui.engine import Answer, BusyError, Finished, Loading, Opinion, Piece, Queued, Request, Service, Started
 from utils.files import InputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Writing:
     """Whether it was told to end."""
     removed: bool = False
     """Whether the content filter has taken it away."""
-    answer: Answer | None = None
+    answer: Answer | asyncio.Future[Opinion] | None = None
     _unshown: str = ""
 
     def stop(self) -> None:

@@ -7,6 +7,7 @@ with Service(Models(Path("runs"))) as service:
             print(event.text, end="")
 """
 
+from chat_ui.engine.classifying import Opinion
 from chat_ui.engine.events import (
     BusyError,
     Event,
@@ -37,6 +38,7 @@ __all__ = [
     "Loading",
     "ModelInfo",
     "Models",
+    "Opinion",
     "Options",
     "Piece",
     "PrefixCache",

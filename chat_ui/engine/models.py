@@ -5,17 +5,18 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from chat_ui.engine.events import UnknownModelError
 from finetuning.classification.text_classifier import KEY as CLASSIFIER
+from finetuning.classification.text_classifier import TextClassifier, facts_of
 from finetuning.instruction.templates import TEMPLATES, Template
 from gpt_model import run_directory
 from gpt_model.config import GPTConfig
@@ -23,7 +24,7 @@ from gpt_model.costs import weight_bytes
 from gpt_model.fast.decoder import FastDecoder
 from gpt_model.generation import END_OF_TEXT, LanguageModel
 from utils.command_line import describe
-from utils.files import InputError
+from utils.files import InputError, printable
 from utils.gpt2_download import ModelManager
 from utils.hardware import pick_device
 from utils.hub_download import Progress
@@ -32,11 +33,19 @@ from working_with_text_data.minbpe import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["tuned", "base", "gpt2"]
-KINDS: dict[Kind, str] = {"tuned": "answers", "base": "continues text", "gpt2": "OpenAI's GPT-2, continues text"}
+Kind = Literal["tuned", "base", "classifier", "gpt2"]
+KINDS: dict[Kind, str] = {
+    "tuned": "answers",
+    "base": "continues text",
+    "classifier": "tells apart",
+    "gpt2": "OpenAI's GPT-2, continues text",
+}
 GPT2 = {"gpt2": "gpt2-small", "gpt2-medium": "gpt2-medium", "gpt2-large": "gpt2-large", "gpt2-xl": "gpt2-xl"}
 SECONDS_BETWEEN_LOOKS = 1.0  # at the folder of runs
 FALLBACK_MEMORY = 4 * 2**30  # bytes, where the system does not say what it has
+CLASSES_IN_LABEL = 4
+
+Held = TypeVar("Held", "Loaded", TextClassifier)
 
 
 class MemoryFullError(InputError):
@@ -50,7 +59,8 @@ class ModelInfo:
     name: str
     """How to ask for it: a run directory's path below the folder of runs, or one of gpt2, gpt2-medium, ..."""
     kind: Kind
-    """tuned: answers in a conversation; base: a run that continues text; gpt2: OpenAI's, which continues text too."""
+    """tuned: answers in a conversation; base: a run that continues text; classifier: a run that writes no text, but
+    tells classes of it apart; gpt2: OpenAI's, which continues text too."""
     made: datetime | None
     """When its weights were written, in local time; None for GPT-2."""
     template: str | None
@@ -60,6 +70,8 @@ class ModelInfo:
     """The run directory; None for GPT-2."""
     is_here: bool = True
     """False: it must be downloaded first."""
+    classes: tuple[str, ...] = ()
+    """What a classifier tells apart."""
 
     @property
     def context_length(self) -> int:
@@ -75,12 +87,20 @@ class ModelInfo:
     def label(self) -> str:
         """Return a name for people: what it is, and when it was made."""
         made = "" if self.made is None else f", made {self.made:%Y-%m-%d %H:%M}"
-        return f"{self.name} ({KINDS[self.kind]}{made})"
+        return f"{self.name} ({KINDS[self.kind]}{self._classes()}{made})"
+
+    def _classes(self) -> str:
+        if not self.classes:
+            return ""
+        names = [printable(name) for name in self.classes[:CLASSES_IN_LABEL]]
+        if more := self.classes[CLASSES_IN_LABEL:]:
+            names.append(f"{len(more):,} more")
+        return f" {', '.join(names[:-1])} and {names[-1]}"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory."""
+    """A model in memory that writes text."""
 
     info: ModelInfo
     model: LanguageModel
@@ -109,7 +129,8 @@ class Loaded:
 class _Resident:
     """A model in memory, and what it takes there."""
 
-    loaded: Loaded
+    info: ModelInfo
+    held: Loaded | TextClassifier
     nbytes: int
 
 
@@ -139,7 +160,7 @@ class Models:
         self._looked = -SECONDS_BETWEEN_LOOKS
 
     def available(self) -> list[ModelInfo]:
-        """Return what there is now: tuned models, base models, GPT-2; of each kind the newest first.
+        """Return what there is now: tuned models, base models, classifiers, GPT-2; of each kind the newest first.
 
         A run directory that cannot be used is left out, with a warning in the log. What was found a second ago is
         not looked for again.
@@ -147,7 +168,8 @@ class Models:
         with self._lock:
             if time.monotonic() - self._looked >= SECONDS_BETWEEN_LOOKS:
                 found = [info for run in _run_directories(self.runs) if (info := self._describe(run)) is not None]
-                found.sort(key=lambda info: (info.kind == "base", -info.made.timestamp() if info.made else 0.0))
+                kinds = list(KINDS)
+                found.sort(key=lambda info: (kinds.index(info.kind), -info.made.timestamp() if info.made else 0.0))
                 taken = {info.name for info in found}
                 self._found = found + [info for info in self._gpt2_sizes() if info.name not in taken]
                 self._looked = time.monotonic()
@@ -157,7 +179,7 @@ class Models:
         """Offer a model that is in memory and in no file; it stays there."""
         with self._lock:
             self._added[loaded.info.name] = loaded.info
-            self._resident[loaded.info.name] = _Resident(loaded, loaded.info.nbytes)
+            self._resident[loaded.info.name] = _Resident(loaded.info, loaded, loaded.info.nbytes)
 
     def info(self, name: str) -> ModelInfo:
         """Return what is known of a model. One whose files are gone is still known while it is in memory.
@@ -171,29 +193,41 @@ class Models:
                 return info
         with self._lock:
             if name in self._resident:
-                return self._resident[name].loaded.info
+                return self._resident[name].info
         names = ", ".join(info.name for info in found) or "none"
         raise UnknownModelError(f"there is no model {name!r:.100}; there are: {names}")
+
+    def writer(self, name: str) -> ModelInfo:
+        """Return what is known of a model that writes text.
+
+        Raises:
+            UnknownModelError: if there is none of that name.
+            InputError: if it is a classifier.
+        """
+        info = self.info(name)
+        if info.kind == "classifier":
+            raise InputError(f"{name} writes no text, it is a classifier: python -m finetuning.classification.predict")
+        return info
 
     def loaded(self) -> list[str]:
         """Return the names of the models in memory, the least recently used first."""
         with self._lock:
             return list(self._resident)
 
-    def get(self, name: str) -> Loaded | None:
+    def get(self, name: str) -> Loaded | TextClassifier | None:
         """Return a model if it is in memory and its files are those that are there now, and note that it is used."""
         info = self.info(name)
         with self._lock:
             resident = self._resident.get(name)
-            if resident is None or resident.loaded.info.made != info.made:
+            if resident is None or resident.info.made != info.made:
                 return None
             self._resident[name] = self._resident.pop(name)
-            return resident.loaded
+            return resident.held
 
     def load(
         self, name: str, progress: Progress | None = None, *, extra: int = 0, keep: Collection[str] = ()
     ) -> Loaded:
-        """Return a model, read from the disk or downloaded if need be, which takes its time.
+        """Return a model that writes text, read from the disk or downloaded if need be, which takes its time.
 
         Args:
             name: which one.
@@ -204,24 +238,51 @@ class Models:
         Raises:
             UnknownModelError: if there is none of that name.
             MemoryFullError: if it does not fit beside `keep`.
-            InputError: if it cannot be read or downloaded.
+            InputError: if it is a classifier, or cannot be read or downloaded.
         """
+
+        def read(info: ModelInfo) -> Loaded:
+            if info.run is None:
+                ModelManager().download_gpt2_model(name, progress=progress)
+            model, tokenizer = run_directory.load(info.run, name if info.run is None else None)
+            return Loaded.of(info, FastDecoder(model.to(self.device), "float32"), tokenizer)
+
+        self.writer(name)
+        return self._load(name, read, extra, keep)
+
+    def load_classifier(self, name: str, *, keep: Collection[str] = ()) -> TextClassifier:
+        """Return a classifier, read from the disk if need be, which takes its time.
+
+        Raises:
+            UnknownModelError: if there is none of that name.
+            MemoryFullError: if it does not fit beside `keep`.
+            InputError: if it is no classifier, or cannot be read.
+        """
+
+        def read(info: ModelInfo) -> TextClassifier:
+            classifier = TextClassifier.from_run(info.run)
+            classifier.model.to(self.device)
+            return classifier
+
+        if self.info(name).kind != "classifier":
+            raise InputError(f"{name} is not a classifier")
+        return self._load(name, read, 0, keep)
+
+    def _load(self, name: str, read: Callable[[ModelInfo], Held], extra: int, keep: Collection[str]) -> Held:
+        """Return a model, with `read` if it is not in memory; see `load`."""
         with self._loading[name]:
-            if (loaded := self.get(name)) is not None:
-                return loaded
+            if (held := self.get(name)) is not None:
+                return held
             info = self.info(name)
             self._make_room(info, extra, keep)
             try:
-                if info.run is None:
-                    ModelManager().download_gpt2_model(name, progress=progress)
-                model, tokenizer = run_directory.load(info.run, name if info.run is None else None)
+                held = read(info)
             except OSError as error:
                 raise InputError(f"{name} cannot be loaded: {describe(error)}") from error
-            loaded = Loaded.of(info, FastDecoder(model.to(self.device), "float32"), tokenizer)
             with self._lock:
                 self._looked = -SECONDS_BETWEEN_LOOKS  # a downloaded one is here now
-                self._resident[name] = _Resident(loaded, info.nbytes + extra)
-            return loaded
+                self._resident[name] = _Resident(info, held, info.nbytes + extra)
+            return held
 
     def unload(self, name: str) -> None:
         """Forget a model that is in memory."""
@@ -260,26 +321,26 @@ class Models:
             made = datetime.fromtimestamp(weights.stat().st_mtime)
         except OSError:
             return None  # nothing is trained yet, or it is being deleted
-        if isinstance(content, str):
+        if content is None:
             return None
-        model, template = content
-        return ModelInfo(name, "base" if template is None else "tuned", made, template, model, run)
+        model, template, classes = content
+        kind: Kind = "classifier" if classes else "base" if template is None else "tuned"
+        return ModelInfo(name, kind, made, template, model, run, classes=classes)
 
 
 @lru_cache(maxsize=1024)
-def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None] | str:
-    """Return what a config.json says, or why it is of no use here; a fault of it is logged the first time."""
+def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None, tuple[str, ...]] | None:
+    """Return the shape, template and classes that a config.json names; None, after a warning, if it is of no use."""
     try:
         content = run_directory.read_config(run)
-        if CLASSIFIER in content:
-            return "it classifies texts, and writes none"
+        classes = tuple(facts_of(content, run)["classes"]) if CLASSIFIER in content else ()
         template = content.get("template")
         if template is not None and template not in TEMPLATES:
             raise InputError(f"{run}: its template {template!r} is not one of {', '.join(TEMPLATES)}")
-        return GPTConfig.from_dict(content["model"]), template
+        return GPTConfig.from_dict(content["model"]), template, classes
     except (InputError, TypeError) as error:
         log.warning("left out of the models: %s", error)
-        return str(error)
+        return None
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:

@@ -81,6 +81,7 @@ class Scheduler:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
+        self._letting_go = False
         self._loads: dict[str, _Load] = {}
         self._loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="load-model")
 
@@ -114,6 +115,15 @@ class Scheduler:
             self._stopping = True
         self._wake.set()
 
+    def in_use(self) -> set[str]:
+        """Return the names of the models that write, or that somebody waits for. From any thread."""
+        return {lane.name for lane in list(self.lanes.values()) if not lane.is_idle}
+
+    def let_go(self) -> None:
+        """Have the next round free the models that have left memory for another one. From any thread."""
+        self._letting_go = True
+        self._wake.set()
+
     def run(self) -> None:
         """Do one round after the other until `stop`; wait while there is nothing to do."""
         while not self._stopping:
@@ -129,6 +139,8 @@ class Scheduler:
     def round(self) -> bool:
         """Let each model do one step; return whether there is more to do at once."""
         self._take_inbox()
+        if self._letting_go:
+            self._let_go()
         for lane in list(self.lanes.values()):
             try:
                 self._advance(lane)
@@ -211,7 +223,7 @@ class Scheduler:
         info = self.models.info(lane.name)
         extra = cache_bytes(info.config, self._rows(info) + 1, info.context_length, torch.float32)
         extra += self._prefix_bytes
-        used = {other.name for other in self.lanes.values() if other is not lane and not other.is_idle}
+        used = self.in_use() - {lane.name}
 
         def note(done: int, total: int | None) -> None:
             load.progress = (done, total)
@@ -242,12 +254,17 @@ class Scheduler:
             self._divert(lane, describe(error) or type(error).__name__)
             return False
         self.counters["model_loads"] += 1
-        in_memory = set(self.models.loaded())
-        for other in self.lanes.values():
-            if other.name not in in_memory and not other.n_running:
-                other.use(None)  # it has left memory, but only when its batch lets go of it, too
+        self._let_go()
         lane.use(self._batch(loaded))
         return True
+
+    def _let_go(self) -> None:
+        """Forget the batches of models that have left memory, which they do only when their batch lets go of them."""
+        self._letting_go = False
+        in_memory = set(self.models.loaded())
+        for lane in self.lanes.values():
+            if lane.name not in in_memory and not lane.n_running:
+                lane.use(None)
 
     def _divert(self, lane: Lane, error: str) -> None:
         """Let another model answer those who wait, or tell them what is wrong."""

@@ -6,12 +6,15 @@ import asyncio
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from chat_ui.engine.classifying import Opinion, opinion_of
 from chat_ui.engine.events import BusyError, Event, Finished, Piece, Request, Result, Token
 from chat_ui.engine.models import Models
 from chat_ui.engine.options import Options
 from chat_ui.engine.scheduler import Scheduler, Told
+from finetuning.classification.text_classifier import TextClassifier
 from finetuning.instruction.conversation import Conversation
 from utils.files import InputError
 
@@ -105,15 +108,18 @@ class Service:
 
     Raises:
         UnknownModelError: if there is no model of the fallback's name.
+        InputError: if the fallback is a classifier.
     """
 
     def __init__(self, models: Models, options: Options | None = None, *, fallback: str | None = None) -> None:
         if fallback is not None:
-            models.info(fallback)
+            models.writer(fallback)
         self.models = models
         self.options = options or Options()
         self._scheduler = Scheduler(models, self.options, self._deliver, fallback=fallback)
         self._closing = False
+        self._classifying = ThreadPoolExecutor(1, thread_name_prefix="classify")
+        self._opinions: set[Future[Opinion]] = set()  # that are not finished
         self._thread = threading.Thread(target=self._scheduler.run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -125,10 +131,10 @@ class Service:
 
         Raises:
             UnknownModelError: if there is no such model.
-            InputError: if something else in the request cannot be right.
+            InputError: if the model is a classifier, or something else in the request cannot be right.
             BusyError: if the queue is full, or the service is closing.
         """
-        info = self.models.info(request.model)
+        info = self.models.writer(request.model)
         if request.n > self.options.rows:
             raise InputError(f"n must be at most {self.options.rows}, the texts written at once, got {request.n}")
         if isinstance(request.prompt, Conversation) and info.kind == "tuned" and request.prompt.is_answered:
@@ -136,6 +142,28 @@ class Service:
         if self._closing:
             raise BusyError("the server is shutting down")
         return Answer(self._scheduler, request)
+
+    def classify(self, name: str, text: str) -> Future[Opinion]:
+        """Have a classifier read a text. Returns at once; a thread takes one text after the other.
+
+        What is wrong with the model or the text is raised by the future's `result`.
+
+        Raises:
+            BusyError: if too many texts wait, or the service is closing.
+        """
+        if self._closing:
+            raise BusyError("the server is shutting down")
+        if len(self._opinions) > self.options.queue:
+            raise BusyError(f"too many people are waiting, {self.options.queue}: try again in a little while")
+        opinion = self._classifying.submit(lambda: opinion_of(self._classifier(name), text))
+        self._opinions.add(opinion)
+        opinion.add_done_callback(self._opinions.discard)
+        return opinion
+
+    def _classifier(self, name: str) -> TextClassifier:
+        classifier = self.models.load_classifier(name, keep=self._scheduler.in_use())
+        self._scheduler.let_go()
+        return classifier
 
     def status(self) -> Status:
         """Return what is going on."""
@@ -160,6 +188,7 @@ class Service:
     def close(self) -> None:
         """Cancel what is running and end the threads. Returns when they have ended."""
         self._scheduler.stop()
+        self._classifying.shutdown(wait=False, cancel_futures=True)
         self._thread.join(SECONDS_TO_STOP)
 
     def __enter__(self) -> Service:

@@ -42,7 +42,7 @@ class TextClassifier:
                 another model, such as one for another number of classes.
         """
         config = read_config(run)
-        facts = _facts(config, run)
+        facts = facts_of(config, run)
         try:
             gpt_config = GPTConfig.from_dict(config["model"])
         except InputError as error:
@@ -90,14 +90,19 @@ class TextClassifier:
         return result_NK
 
 
-def _facts(config: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Return what a run's config.json says of its classifier."""
+def facts_of(config: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Return what a run's config.json says of its classifier: classes, pool, most_tokens and cut.
+
+    Raises:
+        InputError: if the run is not a classifier's, or what it says is damaged.
+    """
     facts = config.get(KEY)
     if facts is None:
         raise InputError(f"{run} is a language model, not a classifier: python -m finetuning.classification.train")
     known = {"classes": list, "pool": str, "most_tokens": int, "cut": str}
     sound = isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in known.items())
-    if not sound or len(facts["classes"]) < 2 or facts["most_tokens"] < 1 or facts["cut"] not in Cut.__args__:
+    sound = sound and len(facts["classes"]) >= 2 and all(isinstance(name, str) for name in facts["classes"])
+    if not sound or facts["most_tokens"] < 1 or facts["cut"] not in Cut.__args__:
         raise InputError(f"{run / 'config.json'} is damaged: '{KEY}' must name classes, pool, most_tokens and cut")
     return facts
 

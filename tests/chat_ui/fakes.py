@@ -6,6 +6,7 @@ import itertools
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from chat_ui.engine import (
     Finished,
     Loading,
     ModelInfo,
+    Opinion,
     Piece,
     Queued,
     Request,
@@ -86,6 +88,13 @@ class FakeService:
         self.models.info(request.model)
         answer = FakeAnswer(self._write(request, text, lambda: answer))
         return answer
+
+    def classify(self, name: str, text: str) -> Future[Opinion]:
+        """Say "bad", unless the text is good."""
+        opinion: Future[Opinion] = Future()
+        chances = (("good", 0.75), ("bad", 0.25)) if "good" in text else (("bad", 0.75), ("good", 0.25))
+        opinion.set_result(Opinion(chances, (), 3))
+        return opinion
 
     async def _write(self, request: Request, text: str, answer: Callable[[], FakeAnswer]) -> AsyncIterator[Event]:
         self.running += 1

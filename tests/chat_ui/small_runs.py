@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from chat_ui.engine import Loaded, ModelInfo
+from finetuning.classification.classifier import GPTClassifier
 from gpt_model import GPT
 from gpt_model.run_directory import identity
 from tests.gpt_model.models import decided
@@ -46,3 +48,14 @@ def write_run(folder: Path, seed: int = 0, template: str | None = None, **config
     tokenizer().save(folder / "bpe.json")
     save_file({name: x.float().contiguous() for name, x in gpt.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def write_classifier(folder: Path, classes: Sequence[str] = ("bad", "good")) -> Path:
+    """Write the run directory of an untrained classifier."""
+    run = write_run(folder)
+    classifier = GPTClassifier(model(), len(classes))
+    save_file({name: x.float().contiguous() for name, x in classifier.state_dict().items()}, run / "model.safetensors")
+    content = json.loads((run / "config.json").read_bytes())
+    content["classifier"] = {"classes": list(classes), "pool": "last", "most_tokens": 32, "cut": "head"}
+    (run / "config.json").write_text(json.dumps(content))
+    return run

@@ -19,7 +19,7 @@ from chat_ui import api, load, server
 from chat_ui.engine import Models, Options, Service
 from chat_ui.engine.batch import Batch
 from gpt_model import TextGenerator
-from tests.chat_ui.small_runs import loaded, tokenizer, write_run
+from tests.chat_ui.small_runs import loaded, tokenizer, write_classifier, write_run
 from utils.files import InputError
 
 HALF = rb'{"model": "base", "prompt": "\ud83d", "messages": [{"role": "user", "content": "\ud83d"}]}'
@@ -71,6 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Iterat
     runs = tmp_path_factory.mktemp("runs")
     write_run(runs / "base")
     write_run(runs / "tuned", seed=2, template="chatml", context_length=128)
+    write_classifier(runs / "mood")
     made = Served(runs)
     yield made
     made.close()
@@ -100,6 +101,14 @@ class TestModels:
         assert info.value.code == "model_not_found"
         with pytest.raises(openai.NotFoundError):
             served.client.completions.create(model="x", prompt="a")
+
+    def test_a_classifier_is_none_of_them(self, served: Served) -> None:
+        with pytest.raises(openai.NotFoundError, match="mood writes no text, it is a classifier"):
+            served.client.models.retrieve("mood")
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="mood writes no text, it is a classifier") as info:
+                served.client.completions.create(model="mood", prompt="a", stream=stream)
+            assert info.value.type == "invalid_request_error"
 
 
 class TestCompletions:

@@ -174,6 +174,31 @@ def test_a_page_that_is_opened_again_goes_on_with_the_answer(house: Serve) -> No
     play(scenario())
 
 
+def test_a_classifier_answers_like_any_other(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(model("demo"), model("mood", kind="classifier", classes=("bad", "good"))) as home:
+            page = await home.open()
+            first = await page.ask("all good?", model="mood")
+            assert first["output"].startswith("**good**, 75%\n\n| class | probability |")
+            assert page.below()[-1]["figures"][0] == "3 tokens read"
+            assert page.below()[-1]["label"].startswith("mood (tells apart bad and good, made ")
+            await page.act("regenerate", id=first["id"])
+            await page.ended(2)
+            (anew,) = page.answers()
+            assert anew["output"] == first["output"]
+            assert anew["id"] != first["id"]
+            both = await page.ask("bad weather", model="demo", compare="mood")
+            assert [side["text"][:8] for side in both["metadata"]["sides"]] == ["demo hea", "**bad**,"]
+            await page.ask("so?", model="demo")  # which reads what the classifier said
+            assert home.service.requests[-1].prompt.turns[1].text == first["output"]
+            assert len(home.service.requests) == 2
+            thread = await (await home.page().open(thread=page.thread())).until("resume_thread")
+            assert first["output"] in [step["output"] for step in thread["steps"]]
+            assert "> **good**, 75%" in (await page.http.get(f"/export/{page.thread()}.md")).text
+
+    play(scenario())
+
+
 def test_faults_of_the_engine_are_told(house: Serve) -> None:
     async def scenario() -> None:
         async with house() as home:

@@ -17,6 +17,7 @@ import pytest
 
 from chat_ui.accounts import Accounts
 from chat_ui.texts import JOINER
+from tests.chat_ui.small_runs import write_classifier
 from tests.tiny_run import tiny, train_silently
 from working_with_text_data.minbpe import Tokenizer
 
@@ -35,6 +36,7 @@ EVIL = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 
 def f(x: int) -> int:
     return x
 ```"""
+MOODS = ["*good*", '<img src=x onerror="window.hacked = 1">']
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,6 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Ser
     train_silently(tiny(data, folder / "runs" / "austen", steps=1, eval_blocks=1, **size))
     never_end(folder / "runs" / "austen")
     shutil.copytree(folder / "runs" / "austen", folder / "runs" / "emma")
+    write_classifier(folder / "runs" / "mood", MOODS)
     Accounts(folder / "state" / "accounts.json").add("ada", "correct horse")
     server = Server(folder)
     yield server
@@ -212,6 +215,7 @@ def test_the_whole_flow(server: Server, browser: Any) -> None:
     page.locator(".compare-choose").nth(1).wait_for()
 
     killed(window, server)
+    classify(window)
     assert [url for url in window.elsewhere if "evil.example" not in url] == []
     assert window.errors == []
     dark_and_small(browser, server, thread, window.context.storage_state())
@@ -291,6 +295,14 @@ def killed(window: Window, server: Server) -> None:
     page.wait_for_selector("#stop-button")
     window.stop()
     window.finished(1)
+
+
+def classify(window: Window) -> None:
+    """A classifier answers with a table; the names of its classes are text."""
+    window.choose("model", "mood")
+    window.ask("How lovely!")
+    assert sorted(window.page.locator("td").all_inner_texts()[::2]) == MOODS
+    assert window.page.evaluate("window.hacked") is None
 
 
 def dark_and_small(browser: Any, server: Server, thread: str, state: Any) -> None:

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import save_file
 
 from chat_ui.engine import Models, UnknownModelError
-from chat_ui.engine.models import GPT2
+from chat_ui.engine.models import GPT2, MemoryFullError
 from gpt_model import GPT, GPTConfig
-from tests.chat_ui.small_runs import loaded, write_run
+from tests.chat_ui.small_runs import loaded, write_classifier, write_run
 from tests.hub import Hub
 from tests.tiny_run import other_tokenizer
 from utils.files import InputError
@@ -34,13 +34,18 @@ class TestFound:
         aged(write_run(tmp_path / "deep" / "er" / "base"), 50)
         aged(write_run(tmp_path / "chat-old", template="alpaca"), 300)
         aged(write_run(tmp_path / "chat", template="chatml"), 200)
+        write_classifier(tmp_path / "mood")
+        write_classifier(tmp_path / "topic", ["sport", "art", "a\nb", "law", "war", "sea"])
+        aged(tmp_path / "topic", 10)
         write_run(tmp_path / ".hidden")
         write_run(tmp_path / "old" / "snapshots" / "inside")
         found = Models(tmp_path).available()
-        assert [info.name for info in found] == ["chat", "chat-old", "deep/er/base", "old", *GPT2]
-        assert [info.kind for info in found[:4]] == ["tuned", "tuned", "base", "base"]
+        assert [info.name for info in found] == ["chat", "chat-old", "deep/er/base", "old", "mood", "topic", *GPT2]
+        assert [info.kind for info in found[:6]] == ["tuned", "tuned", "base", "base", "classifier", "classifier"]
         assert found[0].template == "chatml"
         assert found[0].label == f"chat (answers, made {found[0].made:%Y-%m-%d %H:%M})"
+        assert found[4].label == f"mood (tells apart bad and good, made {found[4].made:%Y-%m-%d %H:%M})"
+        assert "(tells apart sport, art, a\\nb, law and 2 more, made " in found[5].label
         assert found[-1].label == "gpt2-xl (OpenAI's GPT-2, continues text)"
 
     def test_a_run_itself_and_an_empty_folder(self, tmp_path: Path) -> None:
@@ -61,13 +66,13 @@ class TestFound:
         other["model"]["flux"] = 1
         (tmp_path / "future" / "config.json").write_text(json.dumps(other))
         (write_run(tmp_path / "untrained") / "model.safetensors").unlink()
-        other = json.loads((write_run(tmp_path / "classifier") / "config.json").read_text())
-        (tmp_path / "classifier" / "config.json").write_text(json.dumps({**other, "classifier": {}}))
+        write_classifier(tmp_path / "numbered", [1, 2])  # type: ignore[list-item]
         models = Models(tmp_path, gpt2=False)
         for _ in range(2):
             models._looked = -10.0
             assert [info.name for info in models.available()] == ["good"]
-        assert sorted(record.levelno for record in caplog.records) == [logging.WARNING] * 3
+        assert sorted(record.levelno for record in caplog.records) == [logging.WARNING] * 4
+        assert "'classifier' must name classes, pool, most_tokens and cut" in caplog.text
         assert "its template 'klingon' is not one of alpaca, chatml" in caplog.text
         with pytest.raises(UnknownModelError):
             models.info("damaged")
@@ -101,6 +106,20 @@ class TestMemory:
         with pytest.raises(InputError, match="a does not fit into memory beside small"):
             models.load("a")
         assert models.get("small") is not None
+
+    def test_a_classifier_takes_its_place_among_the_others(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "a")
+        write_classifier(tmp_path / "mood")
+        models = Models(tmp_path, gpt2=False, memory=1)
+        assert models.load("a") is models.load("a")
+        with pytest.raises(MemoryFullError, match="mood does not fit into memory beside a"):
+            models.load_classifier("mood", keep={"a"})
+        assert models.load_classifier("mood") is models.load_classifier("mood")
+        assert models.loaded() == ["mood"]
+        with pytest.raises(InputError, match="mood writes no text, it is a classifier"):
+            models.load("mood")
+        with pytest.raises(InputError, match="a is not a classifier"):
+            models.load_classifier("a")
 
     def test_a_tokenizer_without_the_templates_tokens(self, tmp_path: Path) -> None:
         run = write_run(tmp_path / "a", template="chatml")

@@ -12,7 +12,7 @@ import pytest
 from chat_ui import terminal
 from chat_ui.engine import Request, Service
 from gpt_model import TextGenerator
-from tests.chat_ui.small_runs import loaded, tokenizer, write_run
+from tests.chat_ui.small_runs import loaded, tokenizer, write_classifier, write_run
 from utils.files import InputError
 
 
@@ -109,6 +109,10 @@ def test_what_cannot_be_talked_to(run: Path, tmp_path: Path) -> None:
         ({"run": run, "pretrained": "gpt2"}, "either --run"),
         ({"pretrained": "gpt3"}, "pretrained must be one of gpt2, gpt2-medium, gpt2-large, gpt2-xl, got 'gpt3'"),
         ({"run": tmp_path}, "is not a run directory"),
+        (
+            {"run": write_classifier(tmp_path / "mood")},
+            "mood writes no text.*: python -m finetuning.classification.predict",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             terminal.main(terminal.Config(**settings))
