@@ -70,8 +70,8 @@ class Config:
     """Which rows are made."""
     seeds: Count = 3
     """Runs per row."""
-    texts: Count | None = 1200
-    """Training texts; fewer make the comparison faster, and coarser. By default 1,200 of the sentences."""
+    texts: Count | None = 2500
+    """Training texts; fewer make the comparison faster, and coarser. By default 2,500 of the sentences."""
     epochs: Count = 2
     """How often each is learned from."""
     device: str = "auto"
