@@ -135,6 +135,12 @@ def pools_passage() -> str:
     return pools()
 
 
+def changes_passage() -> str:
+    from finetuning.classification.results_table import changes
+
+    return changes()
+
+
 def paragraph(text: str) -> str:
     """Break a paragraph into the lines of a page."""
     return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False)
@@ -263,6 +269,7 @@ PASSAGES: list[tuple[str, Callable[[], str]]] = [
     ("working_with_text_data/README.md", tokenizer_passage),
     ("finetuning/classification/README.md", classification_passage),
     ("finetuning/classification/README.md", pools_passage),
+    ("finetuning/classification/README.md", changes_passage),
     ("attention_mechanisms/results/README.md", attention_passage),
     ("attention_mechanisms/results/README.md", attention_gpu_passage),
     ("attention_mechanisms/README.md", variants_passage),
