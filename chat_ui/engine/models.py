@@ -344,8 +344,13 @@ def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None, tuple[str
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:
-    """Yield the folders with a config.json, at any depth, but not those inside such a folder."""
-    for path, folders, files in os.walk(folder):
+    """Yield the folders with a config.json, at any depth, but not those inside such a folder; links are followed."""
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(path)) in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
         if "config.json" in files:
             folders.clear()
             yield Path(path)

@@ -55,6 +55,12 @@ class TestFound:
         assert [info.name for info in models.available()] == ["one"]
         assert models.load("one").info.run == run
 
+    def test_links_are_followed_but_not_in_circles(self, tmp_path: Path) -> None:
+        (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "linked").symlink_to(write_run(tmp_path / "elsewhere"))
+        (tmp_path / "runs" / "again").symlink_to(tmp_path / "runs")
+        assert [info.name for info in Models(tmp_path / "runs", gpt2=False).available()] == ["linked"]
+
     def test_what_cannot_be_used_is_left_out_and_said_once(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
