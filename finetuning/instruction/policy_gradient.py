@@ -36,6 +36,9 @@ from working_with_text_data.minbpe import Tokenizer
 
 Reward = Callable[[str, str], float]
 
+LATELY = 0.2  # of what a prompt is known for is what its newest answers earned
+LEAST = 0.05  # a prompt whose answers are always right is still drawn, one time for 21 of one whose never are
+
 
 class PolicyGradient:
     """Make answers with a positive advantage likelier, others less likely.
@@ -106,16 +109,19 @@ def answer_targets(ids_NT: Tensor, n_prompt: int, end: int) -> Tensor:
 
 
 class Rollouts:
-    """Batches that the model makes itself: prompts at random, its answers to them, and what these earned.
+    """Batches that the model makes itself: prompts, its answers to them, and what these earned.
 
-    Each batch is drawn by the model as it is at that moment, which is what "on policy" means.
+    Each batch is drawn by the model as it is at that moment, which is what "on policy" means. Prompts are drawn the
+    more often, the less their answers have earned of late. Drawn evenly, the prompts that are learned first decide what
+    the model becomes sure of; the others are then answered wrongly by all siblings, and nothing can be learned from
+    them any more.
 
     Args:
         model: the one that is trained.
         tokenizer: with an <|endoftext|>, which ends an answer.
         prompts: all of one length in tokens.
-        reward: of an answer, given its prompt; an answer that does not end is reported with what it has.
-        n_prompts: P.
+        reward: from 0 to 1, of an answer, given its prompt; an answer that does not end is judged by what it has.
+        n_prompts: P, at most as many as there are.
         n_siblings: S.
         n_new: tokens of an answer at most, its end included.
         seed: decides which prompts, and what is drawn.
@@ -142,17 +148,19 @@ class Rollouts:
         self.reward = reward
         self.n_prompts, self.n_siblings, self.n_new = n_prompts, n_siblings, n_new
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.earned_Q = torch.zeros(len(prompts), device=device)  # by each prompt's answers of late
         self.rewards: list[float] = []  # the mean of each batch since they were last looked at
 
     def next(self) -> Batch:
         """Return the ids, targets and advantages of N = P S answers."""
-        device = self.generator.device
-        chosen_P = torch.randint(len(self.prompts), (self.n_prompts,), generator=self.generator, device=device)
+        chosen_P = torch.multinomial(1 + LEAST - self.earned_Q, self.n_prompts, generator=self.generator)
         chosen_N = chosen_P.repeat_interleave(self.n_siblings)
         ids_NT = draw(self.model, self.prompts_QT[chosen_N], self.n_new, self.end, self.generator)
-        rewards_N = torch.tensor(self.earned(chosen_N.tolist(), ids_NT), device=device)
+        rewards_N = torch.tensor(self.earned(chosen_N.tolist(), ids_NT), device=self.earned_Q.device)
+        rewards_PS = rewards_N.view(self.n_prompts, self.n_siblings)
         self.rewards.append(rewards_N.mean().item())
-        advantages_N = advantages(rewards_N.view(self.n_prompts, self.n_siblings)).flatten()
+        self.earned_Q[chosen_P] += LATELY * (rewards_PS.mean(1) - self.earned_Q[chosen_P])
+        advantages_N = advantages(rewards_PS).flatten()
         return ids_NT[:, :-1], answer_targets(ids_NT, self.prompts_QT.shape[1], self.end), advantages_N
 
     def greedy_rewards(self) -> list[float]:
@@ -170,12 +178,13 @@ class Rollouts:
         return rewards
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the generator: all that the next batch depends on besides the model."""
-        return {"generator": self.generator.get_state()}
+        """Return all that the next batch depends on besides the model."""
+        return {"generator": self.generator.get_state(), "earned": self.earned_Q.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.generator.set_state(state["generator"])
+        self.earned_Q = state["earned"].to(self.earned_Q.device, copy=True)
 
 
 class LogReward(Callback):

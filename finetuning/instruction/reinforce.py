@@ -28,7 +28,7 @@ from pretraining.metrics import draw_loss
 from pretraining.open_run import training_in
 from utils.command_line import show
 from utils.files import InputError, write_atomically
-from utils.ranges import Count, Range, Seed, check_ranges
+from utils.ranges import Range, Seed, check_ranges
 from working_with_text_data.minbpe import RegexTokenizer
 
 log = logging.getLogger(__name__)
@@ -52,11 +52,11 @@ class Config:
     """Delete the run in --out and start over. A folder that holds anything else is left as it is."""
     supervised_steps: Annotated[int, Range(0, 10**6)] = 55
     """Steps of next-token prediction on sums with results, 32 sums each, before reinforcement begins."""
-    steps: Steps = 600
+    steps: Steps = 400
     """Steps of reinforcement."""
-    prompts: Count = 64
-    """Sums per step."""
-    siblings: Annotated[int, Range(2, 2**16)] = 16
+    prompts: Annotated[int, Range(1, len(PROMPTS))] = 32
+    """Sums per step, rather those that are still answered wrongly."""
+    siblings: Annotated[int, Range(2, 2**16)] = 32
     """Answers to each of them, which are compared with one another."""
     lr: Rate = 5e-4
     """Peak learning rate. Too high a rate, or too few answers per step, and the model soon says one thing only: what is

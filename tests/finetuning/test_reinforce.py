@@ -11,6 +11,7 @@ from torch import Tensor
 from finetuning.instruction import reinforce
 from finetuning.instruction.likelihood import log_likelihood
 from finetuning.instruction.policy_gradient import (
+    LATELY,
     PolicyGradient,
     Rollouts,
     advantages,
@@ -111,15 +112,17 @@ def test_answers_are_drawn_as_likely_as_the_model_finds_them() -> None:
     assert likeliest[0, -1] == model(torch.tensor([PROMPT]))[0][0, -1].argmax()
 
 
-def rollouts(seed: int = 0) -> Rollouts:
+def rollouts(seed: int = 0, n_prompts: int = 2) -> Rollouts:
     tokenizer = RegexTokenizer()
     tokenizer.add_special_tokens("<|endoftext|>")
     model = two_layers(257).eval()
 
     def longer_is_better(prompt: str, answer: str) -> float:
-        return len(answer) + (prompt == "b?")
+        return min(len(answer), 2) / 4 + (prompt == "b?") / 2
 
-    return Rollouts(model, tokenizer, ["a?", "b?"], longer_is_better, n_prompts=3, n_siblings=4, n_new=2, seed=seed)
+    return Rollouts(
+        model, tokenizer, ["a?", "b?"], longer_is_better, n_prompts=n_prompts, n_siblings=6, n_new=2, seed=seed
+    )
 
 
 def test_batches_go_on_where_they_stood() -> None:
@@ -135,8 +138,19 @@ def test_a_batch_holds_the_rewards_of_its_own_answers() -> None:
     ids, targets, gains = source.next()
     assert ids.shape == targets.shape == (12, 3)
     earned = source.earned([0] * 6 + [1] * 6, torch.tensor([[97, 63, 98, 256], [97, 63, 256, 256]] * 6))
-    assert earned == [1, 0] * 3 + [2, 1] * 3
-    torch.testing.assert_close(gains.view(3, 4).sum(1), torch.zeros(3), rtol=0, atol=1e-6)
+    assert earned == [0.25, 0] * 3 + [0.75, 0.5] * 3
+    torch.testing.assert_close(gains.view(2, 6).sum(1), torch.zeros(2), rtol=0, atol=1e-6)
+
+
+def test_prompts_that_earned_little_are_drawn_more_often() -> None:
+    source = rollouts(n_prompts=1)
+    source.next()
+    assert source.earned_Q.max() == pytest.approx(LATELY * source.rewards[0])
+    n_first = 0
+    for _ in range(100):
+        source.earned_Q = torch.tensor([1.0, 0.0])
+        n_first += int(source.next()[0][0, 0] == ord("a"))
+    assert 0 < n_first < 15  # one of 22, in the mean
 
 
 @pytest.mark.parametrize(("answer", "right"), [("12", 1), ("3", 0), ("", 0), ("12 ", 0), ("\u00b9\u00b2", 0)])
