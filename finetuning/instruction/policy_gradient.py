@@ -37,7 +37,7 @@ from working_with_text_data.minbpe import Tokenizer
 Reward = Callable[[str, str], float]
 
 LATELY = 0.2  # of what a prompt is known for is what its newest answers earned
-LEAST = 0.05  # a prompt whose answers are always right is still drawn, one time for 21 of one whose never are
+LEAST = 0.02  # a prompt whose answers are always right is still drawn, one time for 51 of one whose never are
 
 
 class PolicyGradient:
@@ -153,7 +153,8 @@ class Rollouts:
 
     def next(self) -> Batch:
         """Return the ids, targets and advantages of N = P S answers."""
-        chosen_P = torch.multinomial(1 + LEAST - self.earned_Q, self.n_prompts, generator=self.generator)
+        weights_Q = (1 - self.earned_Q).clamp(min=0) ** 3 + LEAST
+        chosen_P = torch.multinomial(weights_Q, self.n_prompts, generator=self.generator)
         chosen_N = chosen_P.repeat_interleave(self.n_siblings)
         ids_NT = draw(self.model, self.prompts_QT[chosen_N], self.n_new, self.end, self.generator)
         rewards_N = torch.tensor(self.earned(chosen_N.tolist(), ids_NT), device=self.earned_Q.device)

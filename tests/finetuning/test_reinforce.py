@@ -150,7 +150,9 @@ def test_prompts_that_earned_little_are_drawn_more_often() -> None:
     for _ in range(100):
         source.earned_Q = torch.tensor([1.0, 0.0])
         n_first += int(source.next()[0][0, 0] == ord("a"))
-    assert 0 < n_first < 15  # one of 22, in the mean
+    assert n_first < 10  # one of 52, in the mean
+    source.earned_Q = torch.tensor([0.5, 0.5])
+    assert {int(source.next()[0][0, 0]) for _ in range(20)} == {ord("a"), ord("b")}
 
 
 @pytest.mark.parametrize(("answer", "right"), [("12", 1), ("3", 0), ("", 0), ("12 ", 0), ("\u00b9\u00b2", 0)])
@@ -205,10 +207,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 
 
 def test_the_stored_run_learned_to_add() -> None:
-    """Two minutes of one core; a test that trained for as long would be no better."""
+    """A minute of one core for each seed; a test that trained for as long would be no better."""
     stored = json.loads((Path(reinforce.__file__).parent / "results" / "reinforce.json").read_text())
     assert stored["exact_before"] <= 0.3
-    assert stored["exact_after"] >= 0.9
+    assert min(stored["exact_after_of_seed"].values()) >= 0.9
     assert stored["cpu_seconds"] <= 180
 
 
