@@ -1,6 +1,7 @@
 """Documents from the Hub, and the filters on many machines."""
 
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -23,14 +24,25 @@ from working_with_text_data.text_files import read_documents
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(params=["a novel", "pages of the web"])
+def texts(request: pytest.FixtureRequest, persuasion: str) -> list[str]:
+    """Some forty documents; those of the web are real ones."""
+    if request.param == "a novel":
+        return paragraphs(persuasion[:60_000], 1500)
+    with gzip.open(request.getfixturevalue("real_data") / "text" / "web_digitalgov.jsonl.gz", "rt", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in itertools.islice(lines, 40)]
+
+
 @pytest.mark.slow
-def test_a_data_set_on_the_hub_is_streamed_in_order_from_any_row_on(tmp_path: Path, persuasion: str) -> None:
+def test_a_data_set_on_the_hub_is_streamed_in_order_from_any_row_on(
+    tmp_path: Path, persuasion: str, texts: list[str]
+) -> None:
     pytest.importorskip("datasets")
     import pyarrow
     from pyarrow import parquet
 
     repository = tmp_path / "hub" / "owner" / "corpus"
-    texts = [f"{number}: {text}" for number, text in enumerate(paragraphs(persuasion[:60_000], 1500))]
+    texts = [f"{number}: {text}" for number, text in enumerate(texts)]
     thirds = [texts[:10], texts[10:20], texts[20:]]
     for folder in ("web", "code"):
         (repository / folder).mkdir(parents=True)
