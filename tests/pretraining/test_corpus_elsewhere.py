@@ -29,7 +29,8 @@ def texts(request: pytest.FixtureRequest, persuasion: str) -> list[str]:
     """Some forty documents; those of the web are real ones."""
     if request.param == "a novel":
         return paragraphs(persuasion[:60_000], 1500)
-    with gzip.open(request.getfixturevalue("real_data") / "text" / "web_digitalgov.jsonl.gz", "rt", encoding="utf-8") as lines:
+    pages = request.getfixturevalue("real_data") / "text" / "web_digitalgov.jsonl.gz"
+    with gzip.open(pages, "rt", encoding="utf-8") as lines:
         return [json.loads(line)["text"] for line in itertools.islice(lines, 40)]
 
 
