@@ -101,7 +101,7 @@ def test_what_will_be_forgotten_is_said_before_the_text(
 
 def test_one_model_must_be_named() -> None:
     for config in (generate.Config(), generate.Config(run=Path("a"), pretrained="gpt2")):
-        with pytest.raises(InputError, match="either a run directory, or --pretrained"):
+        with pytest.raises(InputError, match="a run directory .--run; to fine-tune, --base., or --pretrained"):
             generate.main(config)
 
 
