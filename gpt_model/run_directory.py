@@ -110,7 +110,9 @@ def load(run: Path | None, pretrained: str | None, weights: str = "model.safeten
             together.
     """
     if (run is None) == (pretrained is None):
-        raise InputError("say which model: a run directory (--run; to fine-tune, --base), or --pretrained with a name or a folder")
+        raise InputError(
+            "say which model: a run directory (--run; to fine-tune, --base), or --pretrained with a name or a folder"
+        )
     if run is not None:
         model = load_model(run, weights)
         tokenizer = load_tokenizer(run)
