@@ -239,6 +239,8 @@ def test_a_new_file_is_opened_by_many_servers_at_once(tmp_path: Path) -> None:
         engines = [database.connect(None, file) for _ in range(4)]
         await asyncio.gather(*map(database.migrate, engines))
         for engine in engines:
+            async with database.writing(engine) as connection:
+                assert (await connection.execute(text("PRAGMA journal_mode"))).scalar_one() == "wal"
             await engine.dispose()
 
     for n in range(20):
