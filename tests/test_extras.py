@@ -28,7 +28,7 @@ for name in sys.argv[1:]:
 
 
 def distributions(extra: str | None) -> set[str]:
-    """Return the names of all distributions that an installation with an extra brings along, as far as they are here."""
+    """Return the names of the distributions that an installation with an extra brings along."""
     asked = PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else [])
     todo = [Requirement(text) for text in asked]
     found: dict[tuple[str, frozenset[str]], None] = {}
