@@ -59,9 +59,10 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_happened(plane: Cont
     volume = plane.volume("language-models")
     assert not list(volume.rglob(".env"))
     wait_for(lambda: list(volume.glob("runs/tiny/train_state/step_*/checksums.json")))
-    assert start(config, job_in(config)).object_id == call.object_id  # no second job writes the same run
+    followed = start(config, job_in(config))
+    assert followed.object_id == call.object_id  # no second job writes the same run
     plane.preempt()
-    assert follow(call) == {"state": "finished", "attempts": 2}
+    assert follow(followed) == {"state": "finished", "attempts": 2}
     said = plane.output()
     assert "attempt 1 on node 1 of 1" in said
     assert "is taken away: saving" in said
