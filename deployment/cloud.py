@@ -65,20 +65,28 @@ def _reach() -> None:
     """Open and close a connection to Modal's servers: its client would try for a minute.
 
     Raises:
-        ConnectionError: if there is none within a few seconds.
+        ConnectionError: if there is none within a few seconds to any of their addresses.
     """
-    address = urllib.parse.urlsplit(modal.config.config["server_url"])
     if any(name.lower() == "https_proxy" for name in os.environ):
         return  # then the proxy is asked, and not we
-    try:
-        if address.scheme == "unix":
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(address.path)
-        else:
-            port = address.port or (443 if address.scheme == "https" else 80)
-            socket.create_connection((address.hostname or "", port), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"{address.geturl()}: {error.strerror or error}") from error
+    addresses = [text.strip() for text in modal.config.config["server_url"].split(",")]
+    failures = []
+    for text in addresses:
+        try:
+            _connect(urllib.parse.urlsplit(text))
+            return
+        except OSError as error:
+            failures.append(f"{text}: {error.strerror or error}")
+    raise ConnectionError("; ".join(failures))
+
+
+def _connect(address: urllib.parse.SplitResult) -> None:
+    if address.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address.path)
+    else:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
 
 
 def _short(error: BaseException) -> str:
