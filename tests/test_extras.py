@@ -4,6 +4,8 @@ The environment of the tests has the packages of all extras. So each part is imp
 only packages are links to those of one extra.
 """
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -18,12 +20,12 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IMPORT = """
-import importlib, sys
-for name in sys.argv[1:]:
+import json, sys
+for where, line in json.load(sys.stdin):
     try:
-        importlib.import_module(name)
+        exec(line, {})
     except ModuleNotFoundError as error:
-        print(f"{name}: {error}")
+        print(f"{where}: {error}")
 """
 
 
@@ -59,9 +61,33 @@ def link(names: set[str], folder: Path) -> None:
                 (folder / top).symlink_to(Path(str(distribution.locate_file(top))))
 
 
-def modules(*folders: str) -> list[str]:
+def modules(*folders: str) -> list[tuple[str, str]]:
+    """Return a line that imports each module below some folders, with its name."""
     paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return [(name, f"import {name}") for name in names]
+
+
+def lessons() -> list[tuple[str, str]]:
+    """Return the imports of all lessons, each with the lesson's name."""
+    found = []
+    for path in sorted(path for path in ROOT.glob("[a-z]*/**/*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+            code = "".join(line for line in cell["source"] if not line.startswith("%"))
+            nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom)]
+            found += [(path.relative_to(ROOT).as_posix(), ast.unparse(node)) for node in nodes]
+    return found
+
+
+def missing(extra: str | None, lines: list[tuple[str, str]], folder: Path) -> str:
+    """Return which of the imports fail where nothing is installed but the core and an extra."""
+    link(distributions(extra), folder)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+    command = [sys.executable, "-S", "-c", IMPORT]
+    return subprocess.run(
+        command, input=json.dumps(lines), env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 @pytest.mark.parametrize(
@@ -78,8 +104,10 @@ def modules(*folders: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_a_part_needs_no_more_than_its_extra_brings(extra: str | None, folders: list[str], tmp_path: Path) -> None:
-    link(distributions(extra), tmp_path)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
-    command = [sys.executable, "-S", "-c", IMPORT, *modules(*folders)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == ""
+    assert missing(extra, modules(*folders), tmp_path) == ""
+
+
+def test_make_notebook_installs_what_lessons_import(tmp_path: Path) -> None:
+    lines = lessons()
+    assert len({lesson for lesson, _ in lines}) > 50
+    assert missing("notebooks", lines, tmp_path) == ""
