@@ -31,7 +31,8 @@ for where, line in json.load(sys.stdin):
 
 def distributions(extra: str | None) -> set[str]:
     """Return the names of the distributions that an installation with an extra brings along."""
-    asked = PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else [])
+    name = PROJECT["name"]
+    asked = [f"{name}[{extra}]" if extra else name]
     todo = [Requirement(text) for text in asked]
     found: dict[tuple[str, frozenset[str]], None] = {}
     while todo:
@@ -39,13 +40,18 @@ def distributions(extra: str | None) -> set[str]:
         key = (re.sub(r"[-_.]+", "-", wanted.name).lower(), frozenset(wanted.extras))
         if key in found:
             continue
-        try:
-            needs = metadata.requires(wanted.name) or []
-        except metadata.PackageNotFoundError:  # for another system, or another kind of PyTorch
-            continue
+        if wanted.name == name:  # as it is written now, which may not be what is installed
+            needs = PROJECT["dependencies"] + [
+                need for each in wanted.extras for need in PROJECT["optional-dependencies"][each]
+            ]
+        else:
+            try:
+                needs = metadata.requires(wanted.name) or []
+            except metadata.PackageNotFoundError:  # for another system, or another kind of PyTorch
+                continue
         found[key] = None
         todo += [need for need in map(Requirement, needs) if _applies(need, wanted.extras)]
-    return {name for name, _ in found}
+    return {each for each, _ in found} - {name}
 
 
 def _applies(need: Requirement, extras: set[str]) -> bool:
