@@ -3,10 +3,13 @@
 Nothing here talks to Modal when it is imported.
 """
 
+import logging
 import os
 import socket
+import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -146,6 +149,31 @@ def unfinished(call: str | None) -> modal.FunctionCall | None:
     except Exception:  # whatever it ended with, it has ended
         return None
     return None
+
+
+def show_logs(entries: Iterable[Any]) -> None:
+    """Print what a call has said, and says until it ends or Ctrl-C is pressed.
+
+    Raises:
+        KeyboardInterrupt: at Ctrl-C.
+    """
+    shown: Future[None] = Future()
+
+    def show() -> None:
+        try:
+            for entry in entries:
+                print(entry.message, end="", flush=True)
+            shown.set_result(None)
+        except Exception as error:
+            shown.set_exception(error)
+
+    # In a thread, since Modal's client makes various errors of a Ctrl-C while it waits for the next entry.
+    threading.Thread(target=show, daemon=True).start()
+    try:
+        shown.result()
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # or a traceback, as Python ends, of what was cut off
+        raise
 
 
 def upload(volume: modal.Volume, folder: Path, target: str) -> None:

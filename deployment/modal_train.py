@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import modal
 
-from deployment.cloud import PACKAGES, add_project, base_image, one_line_errors, unfinished, upload
+from deployment.cloud import PACKAGES, add_project, base_image, one_line_errors, show_logs, unfinished, upload
 from deployment.costs import MOST_GPUS, dollars_per_hour, parse_gpus
 from deployment.job import VOLUME, Job, run_directory, train
 from utils.files import InputError
@@ -142,8 +142,7 @@ def start(config: Config, job: Job) -> modal.FunctionCall:
 
 def follow(call: modal.FunctionCall) -> dict[str, Any]:
     """Print what a job says while it runs; return how it ended."""
-    for entry in call.logs.stream():
-        print(entry.message, end="", flush=True)
+    show_logs(call.logs.stream())
     return call.get()
 
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import modal
 
 from deployment import modal_workspace
-from deployment.cloud import one_line_errors, unfinished
+from deployment.cloud import one_line_errors, show_logs, unfinished
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.modal_workspace import BACKUP_PASSWORD, PASSWORD, STATES, Settings
 from deployment.monitor import describe, duration
@@ -234,9 +234,7 @@ def logs(config: Config) -> None:
         if not asked:
             raise InputError(f"workspace {config.name} has never run")
         call = unfinished(asked)
-        entries = call.logs.stream() if call else modal.FunctionCall.from_id(asked).logs.tail(1000)
-        for entry in entries:
-            print(entry.message, end="", flush=True)
+        show_logs(call.logs.stream() if call else modal.FunctionCall.from_id(asked).logs.tail(1000))
 
 
 def _running(name: str) -> modal.FunctionCall:

@@ -22,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpclib.const
 import grpclib.server
@@ -474,14 +475,21 @@ class _FileServer:
     """Serves what is committed to volumes, as Modal does from where it stores blocks."""
 
     def __init__(self, root: Path) -> None:
-        class Quiet(http.server.SimpleHTTPRequestHandler):
-            def __init__(self, *arguments: Any) -> None:
-                super().__init__(*arguments, directory=str(root / "committed"))
+        class Block(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path, _, start = self.path.partition("?")
+                with (root / "committed" / unquote(path).lstrip("/")).open("rb") as file:
+                    file.seek(int(start))
+                    block = file.read(objects.BLOCK)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(block)))
+                self.end_headers()
+                self.wfile.write(block)
 
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Block)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

@@ -20,6 +20,7 @@ CREATE = {
     pb.OBJECT_CREATION_TYPE_EPHEMERAL,
 }
 NO_CHECKSUM = "0" * 64
+BLOCK = 8 << 20  # bytes of a file that are fetched at once
 MOST_BYTES = 2 << 20  # of an argument that is sent with a call
 
 
@@ -318,4 +319,5 @@ class Objects:
             raise missing(request.path)
         size = path.stat().st_size
         url = f"{self.files.url}/{quote(path.relative_to(self.root / 'committed').as_posix())}"
-        return pb.VolumeGetFile2Response(get_urls=[url] if size else [], size=size, start=0, len=size)
+        blocks = [f"{url}?{start}" for start in range(0, size, BLOCK)]
+        return pb.VolumeGetFile2Response(get_urls=blocks, size=size, start=0, len=size)

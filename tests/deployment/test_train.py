@@ -77,9 +77,12 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_happened(plane: Cont
     changed.write_bytes(bytes(changed.stat().st_size))
     os.utime(changed, (2e9, 2e9))
     kept_since = kept.stat().st_ino
+    large = volume / "runs" / "tiny" / "large.bin"
+    large.write_bytes(bytes(range(256)) * 40_000)  # comes in two blocks
     download.main(download.Config("runs/tiny", out=here / "fetched"))
     assert not any((here / "fetched" / "model.safetensors").read_bytes())
     assert kept.stat().st_ino == kept_since
+    assert (here / "fetched" / "large.bin").read_bytes() == large.read_bytes()
 
 
 def command_of(config_class: type, flags: str) -> Any:
