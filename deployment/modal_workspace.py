@@ -90,10 +90,9 @@ def image() -> modal.Image:
     extensions = " ".join(f"--install-extension {name}" for name in EXTENSIONS)
     return add_project(
         modal.Image.micromamba(python_version="3.11")
-        .apt_install(
-            "git", "restic", "openssh-server", "nvtop", "htop", "build-essential", "libkrb5-dev", "ca-certificates"
-        )
+        .apt_install("git", "restic", "openssh-server", "htop", "build-essential", "libkrb5-dev", "ca-certificates")
         .uv_pip_install(requirements=[str(ROOT / "requirements.lock")])
+        .uv_pip_install("nvitop==1.7.2")
         .run_commands(
             f"echo '{NODE}' > /opt/node.txt && python -m venv /opt/node"
             " && /opt/node/bin/pip install --no-cache-dir --require-hashes -r /opt/node.txt",

@@ -1,7 +1,9 @@
 """What goes wrong between here and Modal is one line; what leaves this machine holds no secrets."""
 
+import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,21 @@ def test_no_account_and_no_network(plane: ControlPlane, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deployment.workspace", "status"]
     result = subprocess.run(command, cwd=tmp_path, env=either, capture_output=True, text=True, check=True)
     assert result.stdout == "workspace main is not up\n"
+
+
+def test_debian_has_what_images_install() -> None:
+    """In its main section, which is all that images of Python and of micromamba ask."""
+    source = "".join(path.read_text() for path in (ROOT / "deployment").glob("*.py"))
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    installed = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "apt_install"]
+    packages = {argument.value for call in installed for argument in call.args if isinstance(argument, ast.Constant)}
+    assert {"git", "restic", "openssh-server"} <= packages
+    if shutil.which("apt-cache") is None:
+        pytest.skip("there is no apt-cache")
+    known = subprocess.run(["apt-cache", "madison", *packages], capture_output=True, text=True, check=True).stdout
+    if not known:
+        pytest.skip("apt knows no packages before apt-get update")
+    assert packages == {line.split("|")[0].strip() for line in known.splitlines() if "/main " in line}
 
 
 def test_each_address_of_modal_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
