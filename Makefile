@@ -13,6 +13,8 @@ DEV := $(VENV)/dev-$(KEY)
 NOTEBOOKS := $(VENV)/notebooks-$(KEY)
 CHAT := $(VENV)/chat-$(KEY)
 PORT ?= 8000
+# setuptools warns of what an editable installation is, which this is meant to be.
+INSTALL = PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -c requirements.lock -e
 
 .DEFAULT_GOAL := help
 .PHONY: help demo chat-model chat test exhaustive lint notebooks notebook clean
@@ -58,12 +60,12 @@ clean:  ## delete the environment and caches; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): | $(VENV)/ready
-	$(BIN)/python -m pip install -q -c requirements.lock -e .
+	$(INSTALL) .
 	@touch $@
 
 # With an extra comes the core.
 $(DEV) $(NOTEBOOKS) $(CHAT): $(VENV)/%-$(KEY): | $(VENV)/ready
-	$(BIN)/python -m pip install -q -c requirements.lock -e '.[$*]'
+	$(INSTALL) '.[$*]'
 	@touch $@ $(CORE)
 
 $(VENV)/ready:

@@ -110,7 +110,8 @@ def main(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=5,
         )
-        logger.info("The chat is at http://%s:%d", config.host, config.port)
+        where = config.origin[0] if config.origin else f"http://{config.host}:{config.port}"
+        logger.info("The chat is at %s", where)
         asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
 
 

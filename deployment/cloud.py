@@ -33,7 +33,10 @@ PACKAGES = (
     "utils", "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining", "finetuning", "chat_ui",
     "deployment",
 )  # fmt: skip
-STAYS_HERE = {"solutions", "figures", "__pycache__"}
+BESIDE = (
+    "README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "tests", "results",
+)  # fmt: skip
+STAYS_HERE = {"solutions", "figures"}
 
 
 @contextmanager
@@ -62,39 +65,58 @@ def _reach() -> None:
     """Open and close a connection to Modal's servers: its client would try for a minute.
 
     Raises:
-        ConnectionError: if there is none within a few seconds.
+        ConnectionError: if there is none within a few seconds to any of their addresses.
     """
-    address = urllib.parse.urlsplit(modal.config.config["server_url"])
     if any(name.lower() == "https_proxy" for name in os.environ):
         return  # then the proxy is asked, and not we
-    try:
-        if address.scheme == "unix":
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(address.path)
-        else:
-            port = address.port or (443 if address.scheme == "https" else 80)
-            socket.create_connection((address.hostname or "", port), timeout=10).close()
-    except OSError as error:
-        raise ConnectionError(f"{address.geturl()}: {error.strerror or error}") from error
+    addresses = [text.strip() for text in modal.config.config["server_url"].split(",")]
+    failures = []
+    for text in addresses:
+        try:
+            _connect(urllib.parse.urlsplit(text))
+            return
+        except OSError as error:
+            failures.append(f"{text}: {error.strerror or error}")
+    raise ConnectionError("; ".join(failures))
+
+
+def _connect(address: urllib.parse.SplitResult) -> None:
+    if address.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address.path)
+    else:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), timeout=10).close()
 
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:300].rstrip(" .") or type(error).__name__
 
 
-def add_project(image: modal.Image) -> modal.Image:
-    """Return the image with this project's own files in /root, added when a container starts, not built in."""
-    for name in PACKAGES:
-        folder = ROOT / name
-        if folder.is_dir():
-            image = image.add_local_dir(folder, str(HOME / name), ignore=stays_here)
+def add_project(image: modal.Image, *, for_people: bool = False) -> modal.Image:
+    """Return the image with this project's own files in /root, added when a container starts, not built in.
+
+    Args:
+        image: what they are added to.
+        for_people: also add what programs do not need: notebooks, pages, tests.
+    """
+    for name in (*PACKAGES, *BESIDE) if for_people else PACKAGES:
+        path = ROOT / name
+        if path.is_file():
+            image = image.add_local_file(path, str(HOME / name))
+        else:
+            image = image.add_local_dir(path, str(HOME / name), ignore=is_hidden if for_people else stays_here)
     return image
 
 
+def is_hidden(path: Path) -> bool:
+    """Return whether a file never leaves this machine: what begins with a dot, such as .env, and Python's caches."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
 def stays_here(path: Path) -> bool:
-    """Return whether a file is not uploaded: notebooks, what is made of code, and all that is hidden, such as .env."""
-    hidden = any(part.startswith(".") for part in path.parts)
-    return hidden or path.suffix == ".ipynb" or not STAYS_HERE.isdisjoint(path.parts)
+    """Return whether programs can do without a file: hidden ones, notebooks, what is made of code."""
+    return is_hidden(path) or path.suffix == ".ipynb" or not STAYS_HERE.isdisjoint(path.parts)
 
 
 def base_image() -> modal.Image:
@@ -104,6 +126,26 @@ def base_image() -> modal.Image:
         .apt_install("git", "restic")
         .uv_pip_install(requirements=[str(ROOT / "requirements.lock")])
     )
+
+
+def unfinished(call: str | None) -> modal.FunctionCall | None:
+    """Return a call by its id if it has not ended, and None if it has, or if there was none.
+
+    Raises:
+        ConnectionError: if Modal cannot be reached, and nobody knows.
+    """
+    if call is None:
+        return None
+    found = modal.FunctionCall.from_id(call)
+    try:
+        found.get(timeout=0)
+    except TimeoutError:
+        return found
+    except (ConnectionError, AuthError, ServiceError):
+        raise
+    except Exception:  # whatever it ended with, it has ended
+        return None
+    return None
 
 
 def upload(volume: modal.Volume, folder: Path, target: str) -> None:

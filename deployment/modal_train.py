@@ -3,8 +3,9 @@
     python -m deployment.modal_train "pretraining.advanced gpt2-small --data data/web --out runs/small" --gpu H100:8
 
 The command is the one that would run here, without `python -m`; with several GPUs it runs under torchrun. Its paths are
-those of a volume, which --upload fills and `python -m deployment.download` empties. The same command given again goes
-on with the same run. See job.py for what happens in the containers.
+those of a volume, which --upload fills and `python -m deployment.download` reads. The same command given again follows
+the job while it is under way (after Ctrl-C, or --detach), and later goes on with its run. See job.py for what happens
+in the containers.
 """
 
 import importlib.util
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 import modal
 
-from deployment.cloud import PACKAGES, add_project, base_image, one_line_errors, upload
+from deployment.cloud import PACKAGES, add_project, base_image, one_line_errors, unfinished, upload
 from deployment.costs import MOST_GPUS, dollars_per_hour, parse_gpus
 from deployment.job import VOLUME, Job, run_directory, train
 from utils.files import InputError
@@ -24,6 +25,7 @@ from utils.ranges import Range, check_ranges
 
 log = logging.getLogger(__name__)
 
+JOBS = "language-model-jobs"  # a modal.Dict: the newest call of each app
 CLUSTER_GPUS = ("H100", "H200", "B200")
 MODULES = [name for name in PACKAGES if name != "deployment"]
 
@@ -102,7 +104,7 @@ def _exists(module: str) -> bool:
 
 def make_app(config: Config, job: Job) -> tuple[modal.App, modal.Function]:
     """Return the app of a job, and its function `train`."""
-    app = modal.App(f"train-{run_directory(job.command).replace('/', '-')}", include_source=False)
+    app = modal.App(app_name(job), include_source=False)
     function = modal.clustered(size=config.nodes, rdma=True)(train) if config.nodes > 1 else train
     deployed = app.function(
         image=add_project(base_image()),
@@ -117,14 +119,25 @@ def make_app(config: Config, job: Job) -> tuple[modal.App, modal.Function]:
     return app, deployed
 
 
+def app_name(job: Job) -> str:
+    """Return the name of a job's app: there is one for each run directory, as two jobs must not write the same run."""
+    return f"train-{run_directory(job.command).replace('/', '-')}"
+
+
 def start(config: Config, job: Job) -> modal.FunctionCall:
-    """Upload what is to be uploaded, and start the job; return its call."""
+    """Upload what is to be uploaded, and start the job; return its call, or that of the one that is under way."""
+    jobs = modal.Dict.from_name(JOBS, create_if_missing=True)
+    if call := unfinished(jobs.get(app_name(job))):
+        log.warning("a job for %s is under way: it goes on as it was started", run_directory(job.command))
+        return call
     if config.upload is not None:
         volume = modal.Volume.from_name(config.volume, create_if_missing=True)
         upload(volume, config.upload, config.upload.as_posix())
     app, _ = make_app(config, job)
     app.deploy()
-    return modal.Function.from_name(app.name, "train").spawn(asdict(job))
+    call = modal.Function.from_name(app.name, "train").spawn(asdict(job))
+    jobs[app.name] = call.object_id
+    return call
 
 
 def follow(call: modal.FunctionCall) -> dict[str, Any]:
@@ -157,6 +170,10 @@ def main(config: Config) -> dict[str, Any] | None:
             ended = follow(call)
         except RuntimeError as error:
             raise InputError(f"the job failed after all its attempts: {error}") from error
+        except KeyboardInterrupt:
+            log.info("\nthe job goes on; to follow it, give the same command; to end it:")
+            log.info("python -m modal app stop %s", app_name(job))
+            return None
     match ended["state"]:
         case "refused":
             raise InputError(f"the trainer says: {ended['reason']}")

@@ -14,6 +14,7 @@ then Modal starts the call again, and /workspace is as it was last committed.
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from pathlib import Path
 import modal
 from aiohttp import web
 
-from deployment.cloud import HOME, ROOT, add_project
+from deployment.cloud import BESIDE, HOME, PACKAGES, ROOT, add_project
 from deployment.gateway import Door, Gateway
 from deployment.monitor import Meter, folder_bytes
 from deployment.storage import Backups
@@ -38,6 +39,7 @@ WORKSPACE = Path("/workspace")
 BACKUPS = Path("/backups")
 PROJECT = WORKSPACE / "project"
 HEARTBEAT = HOME / ".local/share/code-server/heartbeat"
+TERMINALS = Path("/dev/pts")
 SOCKET = Path("/tmp/code-server.sock")
 PORT = 8080  # of the gateway, inside the container
 PASSWORD = "WORKSPACE_PASSWORD"  # keys of the secret
@@ -105,7 +107,8 @@ def image() -> modal.Image:
             "ln -s $(command -v micromamba) /usr/local/bin/conda",
             "python -m ipykernel install --name gpu --display-name 'Python, GPU'",
         )
-        .env({"SHELL": "/bin/bash"})
+        .env({"SHELL": "/bin/bash"}),
+        for_people=True,
     )
 
 
@@ -176,7 +179,9 @@ class Workspace:
         runner = web.AppRunner(self.gateway.application(), access_log=None)
         await runner.setup()
         await web.TCPSite(runner, "0.0.0.0", PORT).start()  # which only the tunnel reaches
-        editor = subprocess.Popen(self.settings.editor, cwd=PROJECT, start_new_session=True)
+        editor = subprocess.Popen(
+            self.settings.editor, cwd=PROJECT, env={**os.environ, "PYTHONPATH": str(PROJECT)}, start_new_session=True
+        )
         reason = "preempted"
         try:
             with self.monitor:
@@ -225,10 +230,13 @@ class Workspace:
             await self.report()
 
     def idle(self, now: float) -> float:
-        """Return the seconds since anybody used the editor, or the GPU had something to do."""
+        """Return the seconds since anybody used the editor or a terminal, or the GPU had something to do."""
         active = [self.began, self.gateway.last_request]
         with suppress(OSError):
             active.append(Path(HEARTBEAT).stat().st_mtime)  # touched every minute while a window is open and used
+        for terminal in TERMINALS.glob("[0-9]*"):  # those of SSH, too; what is typed there is read from it
+            with suppress(OSError):
+                active.append(terminal.stat().st_atime)
         if self.meter.latest.get("gpu_percent", 0) > BUSY_GPU:
             active.append(now)
         return now - max(active)
@@ -281,9 +289,12 @@ def prepare(settings: Settings) -> None:
             _git("-C", str(PROJECT), "pull", "--ff-only")
     elif not PROJECT.exists():
         PROJECT.mkdir(parents=True)
-        for folder in sorted(Path(HOME).iterdir()):
-            if (folder / "__init__.py").exists():
-                shutil.copytree(folder, PROJECT / folder.name)
+        for name in (*PACKAGES, *BESIDE):
+            path = Path(HOME / name)
+            if path.is_dir():
+                shutil.copytree(path, PROJECT / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(path, PROJECT / name)
 
 
 def _git(*arguments: str) -> None:
@@ -296,12 +307,21 @@ def start_ssh(public_key: str) -> None:
     """Start an SSH server that lets in the holder of one key, and nobody by password."""
     folder = Path(HOME) / ".ssh"
     folder.mkdir(mode=0o700, exist_ok=True)
-    (folder / "authorized_keys").write_text(f"{public_key.strip()}\n")
-    (folder / "authorized_keys").chmod(0o600)
-    subprocess.run(["ssh-keygen", "-A"], check=True, stdout=subprocess.DEVNULL)
+    keys, host_key = folder / "authorized_keys", folder / "host_key"
+    keys.write_text(f"{public_key.strip()}\n")
+    keys.chmod(0o600)
+    if not host_key.exists():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key)], check=True)
+    environment = f"PATH={shlex.quote(os.environ['PATH'])} PYTHONPATH={PROJECT}"
+    (Path(HOME) / ".bash_profile").write_text(f"export {environment}\ncd {PROJECT}\n")
     Path("/run/sshd").mkdir(exist_ok=True)
-    options = ["PasswordAuthentication=no", "KbdInteractiveAuthentication=no", "PermitRootLogin=prohibit-password"]
-    subprocess.run(["/usr/sbin/sshd", *(part for option in options for part in ("-o", option))], check=True)
+    options = [
+        "PasswordAuthentication=no", "KbdInteractiveAuthentication=no", "PermitRootLogin=prohibit-password",
+        f"AuthorizedKeysFile={keys}", f"HostKey={host_key}", f"SetEnv={environment}", "Subsystem=sftp internal-sftp",
+    ]  # fmt: skip
+    # no file of settings: what a distribution allows besides is not allowed here
+    server = ["/usr/sbin/sshd", "-f", os.devnull]
+    subprocess.run([*server, *(part for option in options for part in ("-o", option))], check=True)
 
 
 def end_group(process: subprocess.Popen[bytes], *, patience: float = 10) -> None:

@@ -57,7 +57,8 @@ class Backups:
         if not password:
             raise InputError(f"backups need a password in the environment variable {PASSWORD}")
         self.repository = repository
-        self._environment = {**os.environ, PASSWORD: password, "RESTIC_REPOSITORY": str(repository)}
+        # restic runs inside the folder that it stores, so that its paths are those of the folder
+        self._environment = {**os.environ, PASSWORD: password, "RESTIC_REPOSITORY": str(repository.absolute())}
 
     def snapshot(self, folder: Path) -> Snapshot:
         """Store what a folder holds now.

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import modal
 
 from deployment import modal_workspace
-from deployment.cloud import one_line_errors
+from deployment.cloud import one_line_errors, unfinished
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.modal_workspace import BACKUP_PASSWORD, PASSWORD, STATES, Settings
 from deployment.monitor import describe, duration
@@ -102,17 +102,7 @@ def states() -> modal.Dict:
 
 def running(name: str) -> modal.FunctionCall | None:
     """Return the call that is a workspace, if it has not ended."""
-    asked = states().get((name, "call"))
-    if not asked:
-        return None
-    call = modal.FunctionCall.from_id(asked)
-    try:
-        call.get(timeout=0)
-    except TimeoutError:
-        return call
-    except Exception:  # whatever it ended with, it has ended
-        return None
-    return None
+    return unfinished(states().get((name, "call")))
 
 
 def up(config: Config, *, settings: Settings | None = None) -> str:
@@ -234,7 +224,7 @@ def url(config: Config) -> str:
 
 
 def logs(config: Config) -> None:
-    """Print what the newest run of a workspace has said, up to 1,000 lines.
+    """Print what the newest run of a workspace has said; if it is up, also what it says until Ctrl-C.
 
     Raises:
         InputError: if it never ran.
@@ -243,8 +233,10 @@ def logs(config: Config) -> None:
         asked = states().get((config.name, "call"))
         if not asked:
             raise InputError(f"workspace {config.name} has never run")
-        for entry in modal.FunctionCall.from_id(asked).logs.tail(1000):
-            print(entry.message, end="")
+        call = unfinished(asked)
+        entries = call.logs.stream() if call else modal.FunctionCall.from_id(asked).logs.tail(1000)
+        for entry in entries:
+            print(entry.message, end="", flush=True)
 
 
 def _running(name: str) -> modal.FunctionCall:

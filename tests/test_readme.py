@@ -469,6 +469,7 @@ def installs_by_make_demo(clone: Path) -> None:
     first = shell(clone, demo)
     assert first.returncode == 0, first.stderr[-3000:]
     assert "Bits per byte" in first.stdout
+    assert "Warning" not in first.stderr
     second = shell(clone, demo)
     assert "setting up" not in second.stdout
     assert first.stdout.endswith(second.stdout.split("--steps 3\n", 1)[1])

@@ -319,9 +319,7 @@ def _read_parquet(file: Path) -> Stretches:
         import pyarrow  # here only: nothing else needs it, and it takes long to import
         from pyarrow import parquet
     except ImportError as error:
-        raise InputError(
-            f"reading {file} needs pyarrow: pip install 'language-model-from-scratch[data]', or pip install pyarrow"
-        ) from error
+        raise InputError(f"reading {file} needs pyarrow: pip install pyarrow") from error
     row, size = 0, file.stat().st_size
     try:
         # pyarrow by default reads the whole file ahead, and a column's share of each row group at once

@@ -10,14 +10,17 @@ Shapes: B batch (1 here), T time, C width.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetuning.classification.linear import WORD, BagOfWords
 from finetuning.classification.text_classifier import TextClassifier
+
+if TYPE_CHECKING:
+    from finetuning.classification.linear import BagOfWords  # which needs scikit-learn; a GPT does not
 
 Pieces = list[tuple[str, float]]
 """A text in pieces, and how much each speaks for the predicted class."""
@@ -62,7 +65,7 @@ def _in_the_text(model: BagOfWords, text: str, worth_F: np.ndarray) -> Pieces:
 
     A feature's worth is shared out evenly over the places where it stands.
     """
-    words = [(match[0].lower(), *match.span()) for match in WORD.finditer(text)]
+    words = [(match[0].lower(), *match.span()) for match in re.finditer(model.vectorizer.token_pattern, text)]
     words = [word for word in words if word[0] not in (model.vectorizer.get_stop_words() or ())]
     features = [[word, *([f"{word} {words[at + 1][0]}"] if at + 1 < len(words) else [])]
                 for at, (word, *_) in enumerate(words)]  # fmt: skip

@@ -21,6 +21,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ BEFORE, AFTER = "before", "after"
 NUMBERS = "evaluation.json"
 OURS = (NUMBERS, ANSWERS, "answers_*.jsonl", "report.md", "report.html", "*.svg")
 ALL, OTHERS = "all", "all others"
+PACKAGES = ("profanity_check", "rouge_score", "sacrebleu")  # imported where they are needed, after the answers
 FEWEST = 5  # questions of a category that is shown by itself
 
 
@@ -99,6 +101,10 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         InputError: for a run, data or an output that cannot be used; for a package that is missing.
     """
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise InputError(
+            f"{' and '.join(missing)} must be installed: pip install -c requirements.lock -e '.[finetune]'"
+        )
     out = config.out or config.run.parent / f"{config.run.resolve().name}-evaluation"
     pick_device(config.device)
     template = template_of(config.run)

@@ -323,6 +323,7 @@ class ControlPlane(objects.Objects):
             raise grpclib.GRPCError(grpclib.Status.NOT_FOUND, f"no function call {request.function_call_id}")
         found = pb.FunctionCallFromIdResponse(function_call_id=call.id, num_inputs=len(call.inputs))
         found.metadata.app_id = self.app_of[call.function]
+        found.metadata.function_id = call.function
         return found
 
     async def TaskClusterHello(self, request: Any, task: str | None) -> pb.TaskClusterHelloResponse:

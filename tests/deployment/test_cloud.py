@@ -41,6 +41,29 @@ def test_no_account_and_no_network(plane: ControlPlane, tmp_path: Path) -> None:
         assert result.stderr.splitlines()[-1].startswith(message)
         assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
+    # Modal has several addresses, of which one may be down
+    either = {**signed_in, "MODAL_SERVER_URL": f"unix://{tmp_path}/nobody,{plane.url}"}
+    command = [sys.executable, "-m", "deployment.workspace", "status"]
+    result = subprocess.run(command, cwd=tmp_path, env=either, capture_output=True, text=True, check=True)
+    assert result.stdout == "workspace main is not up\n"
+
+
+def test_each_address_of_modal_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that its client has by itself, without any settings of the user."""
+    tried = []
+
+    def connect(address: tuple[str, int], timeout: float) -> None:
+        tried.append(address)
+        raise OSError("no network")
+
+    monkeypatch.delenv("MODAL_SERVER_URL", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setattr("deployment.cloud.socket.create_connection", connect)
+    with pytest.raises(InputError, match="Modal cannot be reached"), one_line_errors("do it"):
+        pass
+    assert ("api.modal.com", 443) in tried
+    assert all(re.fullmatch(r"[a-z0-9.]+", host) for host, _ in tried)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @needs_restic
-def test_from_snapshot_to_a_flipped_byte(work: Path, tmp_path: Path) -> None:
-    backups = Backups(tmp_path / "repository", "a good password")
+def test_from_snapshot_to_a_flipped_byte(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backups = Backups(Path("repository"), "a good password")
     first = backups.snapshot(work)
     size = folder_bytes(backups.repository)
     # compressed: 800 KB of text are hardly there, the noise is as large as it was

@@ -1,5 +1,6 @@
 """Training jobs on the stand-in for Modal: they survive preemption and crashes, and go on; nodes form one group."""
 
+import os
 import re
 import shlex
 import shutil
@@ -58,8 +59,10 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_happened(plane: Cont
     volume = plane.volume("language-models")
     assert not list(volume.rglob(".env"))
     wait_for(lambda: list(volume.glob("runs/tiny/train_state/step_*/checksums.json")))
+    followed = start(config, job_in(config))
+    assert followed.object_id == call.object_id  # no second job writes the same run
     plane.preempt()
-    assert follow(call) == {"state": "finished", "attempts": 2}
+    assert follow(followed) == {"state": "finished", "attempts": 2}
     said = plane.output()
     assert "attempt 1 on node 1 of 1" in said
     assert "is taken away: saving" in said
@@ -69,6 +72,14 @@ def test_a_preempted_job_goes_on_and_ends_as_if_nothing_had_happened(plane: Cont
     simple.main(command_of(simple.Config, f"--data data/tiny --out runs/calm {flags}"))
     weights = [sha256(folder / "model.safetensors") for folder in (here / "fetched", here / "runs" / "calm")]
     assert weights[0] == weights[1]
+    # what has changed since is fetched again, be it as long as it was; what has not is not
+    changed, kept = volume / "runs/tiny/model.safetensors", here / "fetched" / "config.json"
+    changed.write_bytes(bytes(changed.stat().st_size))
+    os.utime(changed, (2e9, 2e9))
+    kept_since = kept.stat().st_ino
+    download.main(download.Config("runs/tiny", out=here / "fetched"))
+    assert not any((here / "fetched" / "model.safetensors").read_bytes())
+    assert kept.stat().st_ino == kept_since
 
 
 def command_of(config_class: type, flags: str) -> Any:

@@ -1,9 +1,11 @@
 """A workspace, from `up` to `down`: deployed to the stand-in for Modal and run there in Modal's container runtime."""
 
 import asyncio
+import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import modal
 import pytest
 
 from deployment import modal_workspace, workspace
+from deployment.cloud import is_hidden
 from deployment.gateway import COOKIE
 from deployment.monitor import Meter
 from deployment.workspace import Config, settings_of
@@ -33,7 +36,8 @@ async def answer(request):
     open("touched", "w").write(request.raw_path)
     secrets = [name for name in os.environ if "PASSWORD" in name]
     return web.json_response({"path": request.raw_path, "cookie": request.headers.get("Cookie"), "secrets": secrets,
-                              "body": (await request.read()).decode(), "files": sorted(os.listdir("."))})
+                              "body": (await request.read()).decode(), "files": sorted(os.listdir(".")),
+                              "path of modules": os.environ["PYTHONPATH"]})
 app = web.Application(); app.add_routes([web.route("*", "/{path:.*}", answer)])
 web.run_app(app, path="/tmp/code-server.sock", print=None)
 """
@@ -97,7 +101,8 @@ def test_up_login_and_down(
     assert page["body"] == "text"
     assert page["cookie"] == "theirs=1"  # ours stays with the gateway
     assert page["secrets"] == []  # the terminal does not know the passwords
-    assert {"pretraining", "gpt_model", "deployment"} <= set(page["files"])
+    assert {"pretraining", "gpt_model", "deployment", "README.md", "Makefile", "tests"} <= set(page["files"])
+    assert page["path of modules"] == "/workspace/project"  # what is changed there is what runs
     assert found["socket"] == "HELLO"
     assert (found["forged"], found["other site"]) == (401, 403)
 
@@ -119,7 +124,12 @@ def test_up_login_and_down(
     assert again["spent"] > said["spent"]  # what was spent before counts
     assert asyncio.run(visit(loopback(again["url"]), password))["page"]["files"] == page["files"]
 
+    follow = [sys.executable, "-m", "deployment.workspace", "logs"]
+    follower = subprocess.Popen(follow, stdout=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    assert follower.stdout.readline() == f"workspace main is up: {said['url']}\n"
     workspace.down(config)
+    assert "workspace main stopped: down" in follower.communicate(timeout=60)[0]  # it ends with the workspace
     assert "stopped (down)" in caplog.messages[-1]
     with pytest.raises(InputError, match="workspace main is not up"):
         workspace.down(config)
@@ -130,7 +140,10 @@ def test_up_login_and_down(
         workspace.logs(config)
         logs = capsys.readouterr().out
     assert ("backed up: " in logs) == (shutil.which("restic") is not None)
-    assert (plane.volume("workspace-main") / "project" / "touched").read_text() == "/a%20b?c=d"
+    project = plane.volume("workspace-main") / "project"
+    assert (project / "touched").read_text() == "/a%20b?c=d"
+    assert (project / "deployment" / "solutions" / "01_from_laptop_to_cloud.ipynb").exists()  # for people, with lessons
+    assert not [path for path in project.rglob("*") if is_hidden(path.relative_to(project))]
     assert not any(task.container.process.poll() is None for task in plane.tasks.values() if task.ended)
     nothing_secret_is_said(plane, password, logs)
 
@@ -201,14 +214,19 @@ def test_it_stops_by_itself(limit: dict, reason: str, monkeypatch: pytest.Monkey
     assert states == {} or states["main"]["cpu_percent"] == 1.0
 
 
-def test_a_busy_gpu_and_an_open_editor_are_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_uses_the_editor_a_terminal_or_the_gpu_is_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heartbeat = tmp_path / "heartbeat"
     monkeypatch.setattr(modal_workspace, "HEARTBEAT", heartbeat)
+    monkeypatch.setattr(modal_workspace, "TERMINALS", tmp_path)
     quiet = SimpleNamespace(began=0.0, gateway=SimpleNamespace(last_request=0.0), meter=SimpleNamespace(latest={}))
     idle = modal_workspace.Workspace.idle
     assert idle(quiet, 5000.0) == 5000.0
     heartbeat.touch()
     assert idle(quiet, heartbeat.stat().st_mtime + 7) == pytest.approx(7, abs=0.01)
+    (tmp_path / "0").touch()
+    os.utime(tmp_path / "0", (1.5e9, 1.0e9))  # read from, which is to say typed in, after it was last written to
+    os.utime(heartbeat, (1.0e9, 1.0e9))
+    assert idle(quiet, 1.5e9 + 7) == pytest.approx(7, abs=0.01)
     quiet.meter.latest = {"gpu_percent": 80.0}
     assert idle(quiet, 2e9) == 0.0
 
@@ -266,6 +284,41 @@ def test_only_public_keys_are_sent(tmp_path: Path) -> None:
         settings_of(Config(ssh_key=tmp_path / "key"))
     (tmp_path / "key.pub").write_text("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@here\n")
     assert settings_of(Config(ssh_key=tmp_path / "key.pub")).ssh_key.startswith("ssh-ed25519 AAAA")
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/sshd").exists(), reason="there is no SSH server")
+def test_ssh_lets_in_the_owner_of_the_key_only(plane: ControlPlane, tmp_path: Path) -> None:
+    """A real SSH server in the workspace's container, and a real client outside."""
+    for name in ("mine", "other"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
+        subprocess.run(command, check=True)
+    modal.Secret.objects.create("workspace-ssh", {"WORKSPACE_PASSWORD": "p" * 12, "RESTIC_PASSWORD": "x"})
+    config = Config(action="up", name="ssh", gpu="none", ssh_key=tmp_path / "mine.pub", wait=240)
+    workspace.up(config, settings=replace(settings_of(config), editor=("python", "-c", EDITOR), every=0.2))
+    until = time.monotonic() + 60
+    while "ssh" not in workspace.states()["ssh"]:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+    def ssh(key: str, *command: str) -> subprocess.CompletedProcess[str]:
+        options = [
+            f"IdentityFile={tmp_path / key}", "IdentitiesOnly=yes", "BatchMode=yes", "StrictHostKeyChecking=no",
+            f"UserKnownHostsFile={tmp_path / 'known'}",
+        ]  # fmt: skip
+        program, *where = workspace.states()["ssh"]["ssh"].split()
+        line = [program, "-F", os.devnull, *(part for option in options for part in ("-o", option)), *where, *command]
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+
+    ask = "import os, pretraining; print(os.getcwd(), pretraining.__file__)"
+    assert ssh("mine", f"bash -l -c 'python -c \"{ask}\"'").stdout.split() == [
+        "/workspace/project", "/workspace/project/pretraining/__init__.py",
+    ]  # fmt: skip
+    assert ssh("mine", f"cd /; python -c '{ask}'").stdout == "/ /workspace/project/pretraining/__init__.py\n"
+    assert "PASSWORD" not in ssh("mine", "env").stdout
+    other = ssh("other", "env")
+    assert (other.returncode, other.stdout) == (255, "")
+    assert "Permission denied (publickey)" in other.stderr
+    workspace.down(config)
 
 
 def nothing_secret_is_said(plane: ControlPlane, password: str, logs: str) -> None:

@@ -76,9 +76,13 @@ def test_before_and_after_are_measured_and_shown(
 
 
 def test_what_cannot_be_evaluated_is_one_line(
-    tuned: Path, finished_run: Path, held_out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tuned: Path, finished_run: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "find_spec", lambda name: None if name == "rouge_score" else name)
+        with pytest.raises(InputError, match="rouge_score must be installed: pip install"):
+            evaluate.main(Config(run=tuned, data=held_out, out=out))  # before the models are asked
     with pytest.raises(InputError, match="was not tuned to answer: it has no template"):
         evaluate.main(Config(run=finished_run, data=held_out, out=out))
     with pytest.raises(InputError, match="not both"):

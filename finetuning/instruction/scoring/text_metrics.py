@@ -22,8 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from utils.files import InputError
-
 RESAMPLES = 1000
 INTERVAL = 0.95
 SHORT_REFERENCE = 5  # words: longer ones can be said in other ways
@@ -89,19 +87,11 @@ def interval(values_R: np.ndarray) -> tuple[float, float]:
 
 
 def overlap(answers: Sequence[str], references: Sequence[str]) -> list[Measure]:
-    """Return BLEU-4, ROUGE-L, chrF and exact match, each from 0 to 100.
+    """Return BLEU-4, ROUGE-L, chrF and exact match, each from 0 to 100."""
+    from rouge_score.rouge_scorer import RougeScorer  # here only: it loads NLTK
+    from rouge_score.tokenizers import DefaultTokenizer
+    from sacrebleu.metrics import CHRF
 
-    Raises:
-        InputError: if sacrebleu or rouge-score is not installed.
-    """
-    try:
-        from rouge_score.rouge_scorer import RougeScorer  # here only: it loads NLTK
-        from rouge_score.tokenizers import DefaultTokenizer
-        from sacrebleu.metrics import CHRF
-    except ImportError as error:
-        raise InputError(
-            "comparing texts needs sacrebleu and rouge-score: pip install sacrebleu rouge-score"
-        ) from error
     pairs = list(zip(answers, references, strict=True))
     rouge, chrf = RougeScorer(["rougeL"], tokenizer=DefaultTokenizer(use_stemmer=False)), CHRF()
     return [
