@@ -10,6 +10,7 @@ import functools
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,6 +23,10 @@ from utils.hardware import compiler_works
 BLOCK = 128
 SCORES_WORTH_COMPILING = 2**24  # on a CPU; with fewer, compiling takes longer than it will ever save
 MOST_BLOCK_MASKS = 64  # that are kept
+# All kinds of calls share one compiled function. New lengths alone soon cost nothing, but each kind of mask, dtype and
+# number of heads is compiled up to four times: for the first length, any length, more than 128, and one. PyTorch's own
+# limit is 8, and whatever comes after runs unfused.
+MOST_COMPILATIONS = 64
 
 _block_masks: OrderedDict[tuple[Any, ...], BlockMask] = OrderedDict()
 
@@ -88,4 +93,7 @@ def _kernel(device: str, n_scores: int) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention)
+    if "recompile_limit" in signature(torch.compile).parameters:
+        return torch.compile(flex_attention, recompile_limit=MOST_COMPILATIONS)
+    # an older PyTorch has one limit for all functions, and setting it costs each call 30 microseconds
+    return torch.compiler.config.patch(recompile_limit=MOST_COMPILATIONS)(torch.compile(flex_attention))

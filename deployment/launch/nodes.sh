@@ -14,5 +14,9 @@ nodes=$1 first=$2
 shift 2
 processes=${PROCESSES_PER_NODE:-gpu}  # one per GPU; set it to a number on machines without
 
+# Otherwise processes that torchrun starts again may read where those before them listened, and wait there in vain
+# (https://github.com/pytorch/pytorch/issues/135712).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 exec python -m torch.distributed.run --nnodes "$nodes" --nproc-per-node "$processes" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$first:29500" --rdzv-id "${RUN_ID:-train}" -m "$@"

@@ -99,9 +99,10 @@ class FastDecoder:
     Args:
         model: what to run, where it is.
         precision: of weights and activations; "int8" rounds the weights to eight bits and works in bfloat16.
-        compile: build one program for the whole step first. It takes some tens of seconds for GPT-2 small, once
-            for each batch size. Without a compiler there is one warning, and steps run as they are. Those of
-            a mixture of experts always do on a CPU: compiled, every token would visit all experts.
+        compile: build one program for the whole step first, once for each batch size. That takes tens of seconds for
+            GPT-2 small, since each layer is traced and planned as if it were the only one of its kind; see the
+            chapter's README. Without a compiler there is one warning, and steps run as they are. Those of a mixture of
+            experts always do on a CPU: compiled, every token would visit all experts.
 
     Raises:
         InputError: for an unknown precision.

@@ -3,8 +3,11 @@
 The lowest rung is somebody else's: transformers' GPT-2 in a plain loop with PyTorch's fused AdamW. Between two looks at
 the clock are several steps, and nobody waits for the GPU in between unless the rung does so itself. Each row is stored
 as soon as it is measured: time on a GPU is short, and what cuts it off must not take the rows before with it.
+
+No rung fetches the next batch ahead: it is half a megabyte, whose copy from pinned memory nobody waits for as it is.
 """
 
+import functools
 import gc
 import logging
 import statistics
@@ -15,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.costs import mfu
@@ -57,6 +61,17 @@ def engine_step(config: GPTConfig, device: torch.device, compiled: bool, optimiz
 def muon_step(config: GPTConfig, device: torch.device, compiled: bool) -> Step:
     """Return the step of our engine with Muon."""
     return engine_step(config, device, compiled, "muon")
+
+
+def attention_step(backend: SDPBackend, config: GPTConfig, device: torch.device, compiled: bool) -> Step:
+    """Return the step of our engine with one of PyTorch's attention kernels, whichever PyTorch itself would choose."""
+    step = engine_step(replace(config, kernel="sdpa"), device, compiled)
+
+    def step_with_backend(batch: tuple[Tensor, Tensor]) -> None:
+        with sdpa_kernel(backend):
+            step(batch)
+
+    return step_with_backend
 
 
 def logits_step(config: GPTConfig, device: torch.device, compiled: bool) -> Step:
@@ -109,6 +124,8 @@ RUNGS = (
     Rung("engine, AdamW, vocabulary of 50,257", engine_step, vocab_multiple=1),
     Rung("plain loop, compiled with logits", logits_step),
     Rung("engine, AdamW, twice the batch", engine_step, batch_scale=2),
+    Rung("engine, AdamW, attention by flash", functools.partial(attention_step, SDPBackend.FLASH_ATTENTION)),
+    Rung("engine, AdamW, attention by cuDNN", functools.partial(attention_step, SDPBackend.CUDNN_ATTENTION)),
 )
 
 

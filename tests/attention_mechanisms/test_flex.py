@@ -1,5 +1,7 @@
 """FlexAttention, run eagerly and compiled, against attention by hand; its block masks; what takes its place."""
 
+import functools
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -96,6 +98,33 @@ def test_large_shapes_are_compiled_and_small_ones_not(monkeypatch: pytest.Monkey
     assert calls == [(1, 1, 4096, 1)]
     monkeypatch.setattr(flex, "compiler_works", lambda device: False)
     assert flex._kernel("cpu", 2**30) is flex.flex_attention
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_own_limit", [True, False], ids=["limit of its own", "limit for all"])
+def test_many_lengths_and_masks_stay_compiled(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has_own_limit: bool
+) -> None:
+    """PyTorch by itself gives up past eight compilations, and then runs the rest unfused."""
+    if not has_own_limit:
+        monkeypatch.setattr(flex, "signature", lambda function: inspect.Signature())
+    elif "recompile_limit" not in inspect.signature(torch.compile).parameters:
+        pytest.skip("this PyTorch has one limit for all functions")
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # traced, not built
+    monkeypatch.setattr(flex, "_compiled", functools.cache(flex._compiled.__wrapped__))
+    monkeypatch.setattr(flex, "_kernel", lambda device, n_scores: flex._compiled())
+    caplog.set_level(logging.WARNING, "torch")
+    masks = (Mask(), Mask(left_padding=(0, 3)), Mask(document_ids=torch.arange(400) // 70))
+    for mask in masks:
+        for T in (100, 128, 130, 200, 256, 300, 333, 384, 400, 64, 1, 2, 399, 17, 5, 11, 129, 127, 50, 90):
+            qkv = random_qkv(2, 2, 1, T, T, 4, 4)
+            with torch.no_grad():
+                torch.testing.assert_close(attend(*qkv, mask=mask, kernel="flex"), attend(*qkv, mask=mask))
+    assert 8 < counters["frames"]["ok"] == counters["frames"]["total"] <= 4 * len(masks)
+    assert not caplog.messages
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_a_cache_changes_nothing(variant: str, kernel: str, dtype: torch.dtype, 
 @pytest.mark.parametrize("variant", ["gqa", "swa"])
 @torch.no_grad()
 def test_a_cache_changes_nothing_for_flex(variant: str, device: torch.device) -> None:
-    """Compiled a few times and not once for each length: past eight times PyTorch would give up, and be slow."""
+    """Compiled a few times and not once for each length, which would take minutes."""
     check_cached(variant, "flex", torch.float32, device)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] < 8
 
