@@ -107,6 +107,8 @@ def test_accounts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
             accounts.main(wrong)
     with pytest.raises(InputError, match="at least 10"):
         known.add("ada", "short")
+    with pytest.raises(InputError, match="must be text in UTF-8"):
+        known.add("ada", b"typed in Latin-1: \xe4".decode(errors="surrogateescape"))
     file.write_text("[]")
     with pytest.raises(InputError, match="holds no accounts"):
         known.names()
