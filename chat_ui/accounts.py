@@ -108,7 +108,7 @@ class Accounts:
             raise InputError(f"there is no user {name!r}; there are: {', '.join(self.names()) or 'none'}")
 
     def _change(self, change: Callable[[dict[str, dict[str, Any]]], Any]) -> None:
-        with alone(self.file, "changing the accounts in"):
+        with alone(self.file, "changing the accounts in", "--accounts"):
             users = self._current()
             change(users)
             with write_atomically(self.file) as file:

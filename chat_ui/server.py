@@ -97,7 +97,7 @@ def main(config: Config) -> None:
 
     check_writable(config.state, "--state")
     _check_port(config)
-    with alone(config.state, "serving from"):
+    with alone(config.state, "serving from", "--state"):
         app = build(config)
         settings = uvicorn.Config(
             app,
