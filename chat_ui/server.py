@@ -110,8 +110,7 @@ def main(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=5,
         )
-        where = config.origin[0] if config.origin else f"http://{config.host}:{config.port}"
-        logger.info("The chat is at %s", where)
+        logger.info("The chat is at %s", _address(config))
         asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
 
 
@@ -190,6 +189,12 @@ async def _open(history: History) -> None:
     except FAULTS as error:
         logger.warning("the history cannot be opened: %s", " ".join(str(error).split())[:300])
         history.problem = GONE
+
+
+def _address(config: Config) -> str:
+    """Return what to type into a browser."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return config.origin[0] if config.origin else f"http://{host}:{config.port}"
 
 
 def _check_port(config: Config) -> None:

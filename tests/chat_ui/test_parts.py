@@ -199,6 +199,15 @@ def test_the_secret_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
+def test_the_address_that_is_shown_opens_in_a_browser() -> None:
+    for settings, shown_there in (
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "::1", "port": 81}, "http://[::1]:81"),
+        ({"host": "0.0.0.0", "origin": ("https://chat.example.org",)}, "https://chat.example.org"),
+    ):
+        assert server._address(server.Config(**settings)) == shown_there
+
+
 def test_what_the_server_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     state = tmp_path / "state"
