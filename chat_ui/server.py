@@ -215,9 +215,12 @@ async def _serve(settings: uvicorn.Config, chat: App, seconds: float) -> None:
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Take the signals in the event loop, and do not send them again in the end: to end is no failure."""
+            """Take the signals in the event loop, and do not send them again in the end: to end is no failure.
+
+            A second one changes nothing: uvicorn would leave out the end of the app, and show a traceback.
+            """
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+                asyncio.get_running_loop().add_signal_handler(number, setattr, self, "should_exit", True)
             yield
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,7 +1,10 @@
 """The small parts of the app: settings, limits, accounts, the audit log, conversations, time up, filters."""
 
+import asyncio
 import json
 import math
+import os
+import signal
 import socket
 import stat
 from pathlib import Path
@@ -9,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from argon2 import PasswordHasher
 
 from chat_ui import accounts, audit, frontend, health, limits, server
@@ -206,6 +210,28 @@ def test_the_address_that_is_shown_opens_in_a_browser() -> None:
         ({"host": "0.0.0.0", "origin": ("https://chat.example.org",)}, "https://chat.example.org"),
     ):
         assert server._address(server.Config(**settings)) == shown_there
+
+
+def test_a_second_ctrl_c_does_not_leave_out_the_end() -> None:
+    happened = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            event = (await receive())["type"]
+            happened.append(event)
+            await send({"type": f"{event}.complete"})
+
+    async def drain(seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+        settings = uvicorn.Config(app, port=0, log_level="critical")
+        await server._serve(settings, SimpleNamespace(drain=drain), 1)  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
+    assert happened == ["lifespan.startup", "lifespan.shutdown"]
 
 
 def test_what_the_server_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
