@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 
 import modal
 
-from deployment.cloud import HOME, add_project, base_image, one_line_errors
+from deployment.cloud import HOME, add_project, base_image, deploy, one_line_errors
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.job import VOLUME
 from utils.files import InputError, read_json
@@ -182,11 +182,11 @@ def up(config: Config, *, command: tuple[str, ...] = COMMAND) -> str:
             with state.batch_upload(force=True) as batch:
                 batch.put_file(config.accounts, "/chat/accounts.json", mode=0o600)
         app, served = make_app(config, command=command)
-        app.deploy()
+        deploy(app)
         url = served.get_url() or ""
         # The server accepts browsers only from its own address, which Modal gives it now: once more, with that.
         app, served = make_app(config, url=url, command=command)
-        app.deploy()
+        deploy(app)
     log.info("the chat is at %s", url)
     return url
 
