@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any] | None:
         case "budget":
             log.warning("the budget of $%g is spent: there is a checkpoint; give more to go on", config.budget)
         case _:
-            log.info("finished in %d attempts", ended["attempts"])
+            log.info("finished; attempts: %d", ended["attempts"])
     return ended
 
 
