@@ -131,6 +131,12 @@ def base_image() -> modal.Image:
     )
 
 
+def deploy(app: modal.App) -> None:
+    """Deploy an app, and show what Modal says meanwhile: the first time it builds an image, for minutes."""
+    with modal.enable_output():
+        app.deploy()
+
+
 def unfinished(call: str | None) -> modal.FunctionCall | None:
     """Return a call by its id if it has not ended, and None if it has, or if there was none.
 

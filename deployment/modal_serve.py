@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 
 import modal
 
-from deployment.cloud import HOME, add_project, base_image, one_line_errors
+from deployment.cloud import HOME, add_project, base_image, deploy, listing, one_line_errors
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.job import VOLUME
 from utils.files import InputError, read_json
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 APP = "chat"
 STATE = Path("/state")
+STATE_VOLUME = "chat-state"
+ACCOUNTS = "chat/accounts.json"  # of that volume
 PORT = 8000
 HEALTH = "/health"
 SHARED_KEYS = ["DATABASE_URL", "CHAINLIT_AUTH_SECRET"]  # what several machines must have in common
@@ -146,7 +148,7 @@ def make_app(
         memory=int(config.memory * 1024),
         env={"CHAT_VOLUME": config.volume, "CHAT_COMMAND": json.dumps(command), "CHAT_URL": url},
         secrets=[modal.Secret.from_name(config.secret, required_keys=keys)] if config.secret else [],
-        volumes={str(VOLUME): runs, str(STATE): modal.Volume.from_name("chat-state", create_if_missing=True)},
+        volumes={str(VOLUME): runs, str(STATE): modal.Volume.from_name(STATE_VOLUME, create_if_missing=True)},
         target_concurrency=config.users,
         max_concurrency=config.most_users,
         min_containers=config.least_machines,
@@ -165,7 +167,7 @@ def up(config: Config, *, command: tuple[str, ...] = COMMAND) -> str:
     """Deploy the server, or what has changed of it; return its address.
 
     Raises:
-        InputError: if the accounts cannot be read; if the volume or the secret is not there.
+        InputError: if the accounts cannot be read, or there are none; if the volume or the secret is not there.
     """
     hourly = dollars_per_hour(parse_gpus(config.gpu), config.cpus, config.memory)
     log.info(
@@ -177,16 +179,21 @@ def up(config: Config, *, command: tuple[str, ...] = COMMAND) -> str:
         read_json(config.accounts)
     with one_line_errors("serve the chat"):
         modal.Volume.from_name(config.volume).hydrate()
+        state = modal.Volume.from_name(STATE_VOLUME, create_if_missing=True)
         if config.accounts is not None:
-            state = modal.Volume.from_name("chat-state", create_if_missing=True)
             with state.batch_upload(force=True) as batch:
-                batch.put_file(config.accounts, "/chat/accounts.json", mode=0o600)
+                batch.put_file(config.accounts, f"/{ACCOUNTS}", mode=0o600)
+        elif config.secret is None and ACCOUNTS not in [entry.path for entry in listing(state, "chat")]:
+            raise InputError(
+                "nobody could log in: make accounts with python -m chat_ui.accounts --add NAME, and give them by "
+                "--accounts runs/chat/accounts.json"
+            )
         app, served = make_app(config, command=command)
-        app.deploy()
+        deploy(app)
         url = served.get_url() or ""
         # The server accepts browsers only from its own address, which Modal gives it now: once more, with that.
         app, served = make_app(config, url=url, command=command)
-        app.deploy()
+        deploy(app)
     log.info("the chat is at %s", url)
     return url
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import modal
 
-from deployment.cloud import PACKAGES, add_project, base_image, one_line_errors, show_logs, unfinished, upload
+from deployment.cloud import PACKAGES, add_project, base_image, deploy, one_line_errors, show_logs, unfinished, upload
 from deployment.costs import MOST_GPUS, dollars_per_hour, parse_gpus
 from deployment.job import VOLUME, Job, run_directory, train
 from utils.files import InputError
@@ -134,7 +134,7 @@ def start(config: Config, job: Job) -> modal.FunctionCall:
         volume = modal.Volume.from_name(config.volume, create_if_missing=True)
         upload(volume, config.upload, config.upload.as_posix())
     app, _ = make_app(config, job)
-    app.deploy()
+    deploy(app)
     call = modal.Function.from_name(app.name, "train").spawn(asdict(job))
     jobs[app.name] = call.object_id
     return call
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any] | None:
         case "budget":
             log.warning("the budget of $%g is spent: there is a checkpoint; give more to go on", config.budget)
         case _:
-            log.info("finished in %d attempts", ended["attempts"])
+            log.info("finished; attempts: %d", ended["attempts"])
     return ended
 
 

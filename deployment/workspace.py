@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import modal
 
 from deployment import modal_workspace
-from deployment.cloud import one_line_errors, show_logs, unfinished
+from deployment.cloud import deploy, one_line_errors, show_logs, unfinished
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.modal_workspace import BACKUP_PASSWORD, PASSWORD, STATES, Settings
 from deployment.monitor import describe, duration
@@ -133,7 +133,7 @@ def up(config: Config, *, settings: Settings | None = None) -> str:
         app, _ = modal_workspace.make_app(
             settings, cpus=config.cpus, memory_gib=config.memory, secret=secret_of(config.name)
         )
-        app.deploy()
+        deploy(app)
         states().pop(config.name, None)
         states().pop((config.name, "stop"), None)
         call = modal.Function.from_name(app.name, "serve").spawn(modal_workspace.sent(settings))
@@ -162,7 +162,7 @@ def secret_of(name: str) -> modal.Secret:
     try:
         secret.hydrate()
     except modal.exception.NotFoundError as error:
-        if "key" in str(error):
+        if "key" in str(error).replace(f"workspace-{name}", ""):  # it is there, and lacks one
             raise
         password = secrets.token_urlsafe(PASSWORD_BYTES)
         passwords = {PASSWORD: password, BACKUP_PASSWORD: secrets.token_urlsafe(PASSWORD_BYTES)}

@@ -17,7 +17,7 @@ from pretraining.engine.objective import Batch
 from pretraining.least_memory import total_memory
 from pretraining.open_run import CONFIG
 from utils.files import InputError
-from utils.memory import available_memory, is_full
+from utils.memory import available_memory, format_bytes, is_full
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ def choose_parallel(config: AdvancedConfig, model_config: GPTConfig, world: Worl
     parallel = "ddp" if needed < there else small_enough
     if world.is_main:
         log.info(
-            "parallel %s: a step of one row needs %s, a device has %s", parallel, _gigabytes(needed), _gigabytes(there)
-        )
+            "parallel %s: a step of one row needs %s, a device has %s",
+            parallel, format_bytes(needed), format_bytes(there),
+        )  # fmt: skip
     return replace(config, parallel=parallel)
 
 
@@ -85,7 +86,7 @@ def choose_micro_batch(
     else:
         there = SHARE_OF_MEMORY * available_memory() / world.size  # processes of one machine share its memory
         fits = next((size for size in sizes if _memory(config, model_config, size).total < there), 1)
-        reason = f"by formula the most that fits into the {_gigabytes(there)} that are free"
+        reason = f"by formula the most that fits into the {format_bytes(there)} that are free"
     fits = min(world.all(fits))
     if world.is_main and fits < share:
         log.info("micro-batches of %s of the %s sequences of each process: %s", fits, share, reason)
@@ -139,8 +140,8 @@ def check_disk(config: AdvancedConfig, model_config: GPTConfig) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise InputError(
-            f"a checkpoint needs some {_gigabytes(needed)}, and the disk of {config.out} has {_gigabytes(free)} left: "
-            "make room, or choose another --out"
+            f"a checkpoint needs some {format_bytes(needed)}, and the disk of {config.out} has {format_bytes(free)} "
+            "left: make room, or choose another --out"
         )
 
 
@@ -154,7 +155,3 @@ def _memory(config: AdvancedConfig, model_config: GPTConfig, rows: int) -> Train
         optimizer=config.optimizer,
         rank=config.galore_rank,
     )
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:,.1f} GB"

@@ -12,6 +12,7 @@ from gpt_model import GPTConfig
 from gpt_model.costs import training_memory
 from pretraining.config import Config
 from utils.files import InputError
+from utils.memory import format_bytes
 
 ID_BYTES = 8
 
@@ -25,7 +26,7 @@ def check_memory(config: Config, model_config: GPTConfig, device: torch.device) 
     needed, there = least_memory(config, model_config), total_memory(device)
     if needed > there:
         raise InputError(
-            f"a training step would need {_gigabytes(needed)} at least, and {device} has {_gigabytes(there)}: "
+            f"a training step would need {format_bytes(needed)} at least, and {device} has {format_bytes(there)}: "
             "choose a smaller --d-model, --n-layers, --context-length, --batch-size or --micro-batch-size"
         )
 
@@ -61,7 +62,3 @@ def _swap() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal")), 0)
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:,.0f} GB"

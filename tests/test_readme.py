@@ -375,7 +375,7 @@ ELSEWHERE = {
     "python -m utils.gpt2_download": "test_gpt2_download.py",
     "python -m chat_ui.server": "tests/chat_ui/test_browser.py and test_replicas.py",
     "python -m chat_ui.accounts": "tests/chat_ui/test_parts.py",
-    "docker compose": "needs Docker; tests/chat_ui/test_replicas.py runs its nginx before two servers and a PostgreSQL",
+    "docker compose": "needs Docker; tests/chat_ui/test_docker.py and test_replicas.py start what it starts",
     "python -m chat_ui.terminal": "tests/chat_ui/test_terminal.py",
     "python -m chat_ui.load": "tests/chat_ui/test_api.py",
     "python -m chat_ui.benchmark": "some minutes: its result files are compared instead",

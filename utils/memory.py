@@ -36,6 +36,17 @@ class PeakMemory:
         return max(0, _resident_bytes("VmHWM") - self._before)
 
 
+def format_bytes(n_bytes: float) -> str:
+    """Return a size as people say it.
+
+    >>> format_bytes(24_300_000_000)
+    '24.3 GB'
+    >>> format_bytes(19_600_000)
+    '20 MB'
+    """
+    return f"{n_bytes / 1e9:,.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:,.0f} MB"
+
+
 def _resident_bytes(field: str) -> int:
     """Return the process's memory now ("VmRSS") or at most ("VmHWM")."""
     if sys.platform != "linux":

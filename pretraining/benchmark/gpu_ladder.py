@@ -47,14 +47,18 @@ class Rung:
     batch_scale: int = 1
 
 
-def engine_step(config: GPTConfig, device: torch.device, compiled: bool, optimizer: str = "adamw") -> Step:
-    """Return the step of our engine."""
+def engine_step(
+    config: GPTConfig, device: torch.device, compiled: bool, optimizer: str = "adamw", *, narrow: bool = False
+) -> Step:
+    """Return the step of our engine; if it is narrow, what one block hands to the next is bfloat16, not float32."""
     torch.manual_seed(0)
+    model = GPT(config).to(device)
+    if narrow:
+        model.dropout.register_forward_hook(lambda module, inputs, embedded_BTC: embedded_BTC.bfloat16())
     settings = Settings(precision="bfloat16", compiled=compiled)
     engine = Engine(
-        GPT(config).to(device), NextToken(), lambda model: make_optimizers(model, optimizer, **RATES), settings,
-        World(device),
-    )  # fmt: skip
+        model, NextToken(), lambda model: make_optimizers(model, optimizer, **RATES), settings, World(device)
+    )
     return lambda batch: engine.step([batch], 1.0)
 
 
@@ -124,6 +128,7 @@ RUNGS = (
     Rung("engine, AdamW, vocabulary of 50,257", engine_step, vocab_multiple=1),
     Rung("plain loop, compiled with logits", logits_step),
     Rung("engine, AdamW, twice the batch", engine_step, batch_scale=2),
+    Rung("engine, AdamW, residual stream in bfloat16", functools.partial(engine_step, narrow=True)),
     Rung("engine, AdamW, attention by flash", functools.partial(attention_step, SDPBackend.FLASH_ATTENTION)),
     Rung("engine, AdamW, attention by cuDNN", functools.partial(attention_step, SDPBackend.CUDNN_ATTENTION)),
 )

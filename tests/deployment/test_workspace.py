@@ -174,6 +174,13 @@ def test_a_workspace_without_a_password_does_not_start(plane: ControlPlane) -> N
     assert len(plane.tasks) == started
 
 
+def test_a_password_is_made_once(plane: ControlPlane, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.secret_of("monkey")
+    assert re.search(r"shown only now: \S{22}\n", capsys.readouterr().out)
+    workspace.secret_of("monkey")
+    assert capsys.readouterr().out == ""
+
+
 def test_a_full_volume_starts_nothing(plane: ControlPlane) -> None:
     workspace.states()["full"] = {"stored": 101 * 2**30}
     started = len(plane.tasks)

@@ -221,7 +221,7 @@ class TestMistakes:
     def test_a_disk_that_is_too_small(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(choices.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        with pytest.raises(InputError, match="a checkpoint needs some 0.0 GB, and the disk of"):
+        with pytest.raises(InputError, match="a checkpoint needs some 0 MB, and the disk of"):
             advanced.main(tiny_advanced(data, tmp_path / "run"))
 
     def test_a_process_that_never_comes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

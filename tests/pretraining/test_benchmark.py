@@ -100,7 +100,7 @@ def test_the_ladder_is_climbed_and_a_rung_that_fails_does_not_stop_it(monkeypatc
     config = GPTConfig(vocab_size=500, context_length=32, d_model=32, n_layers=2, n_heads=2)
     rows = list(gpu_ladder.climb(config, 4, torch.device("cpu"), 1e12, compiled=False))
     assert rows[0] == {"rung": "broken", "failed": "ZeroDivisionError: division by zero"}
-    assert [row["batch_size"] for row in rows[1:-1]] == [4, 4, 4, 4, 4, 8, 4]
+    assert [row["batch_size"] for row in rows[1:-1]] == [4, 4, 4, 4, 4, 8, 4, 4]
     assert rows[-1]["rung"] == "engine, AdamW, attention by cuDNN"
     assert rows[-1]["failed"].startswith("RuntimeError: No viable backend"), "there is no cuDNN on a CPU"
     for row in rows[1:-1]:

@@ -384,7 +384,7 @@ class TestSizes:
     def test_what_no_machine_holds_is_refused_before_it_is_built(
         self, data: Path, tmp_path: Path, changes: dict[str, object], precision: str
     ) -> None:
-        with pytest.raises(InputError, match=r"a training step would need [\d,]+ GB at least, and cpu has"):
+        with pytest.raises(InputError, match=r"a training step would need [\d,.]+ GB at least, and cpu has"):
             simple.main(tiny(data, tmp_path / "new" / "folders" / "run", precision=precision, **changes))
         assert not list(tmp_path.iterdir())
 
