@@ -98,6 +98,7 @@ def main(config: Config) -> None:
     check_writable(config.state, "--state")
     _check_port(config)
     with alone(config.state, "serving from", "--state"):
+        config.state.mkdir(mode=0o700, exist_ok=True)  # what people write is for nobody else on this machine
         app = build(config)
         settings = uvicorn.Config(
             app,

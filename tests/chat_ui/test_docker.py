@@ -72,6 +72,7 @@ def test_it_starts_where_only_its_volumes_can_be_written(tmp_path: Path, finishe
             assert time.monotonic() < until
             time.sleep(0.1)
         assert (tmp_path / "state" / "chat" / "history.sqlite").exists()
+        assert (tmp_path / "state" / "chat").stat().st_mode & 0o077 == 0
     finally:
         server.terminate()
         said = server.communicate(timeout=60)[1]
