@@ -41,6 +41,8 @@ class TextClassifier:
             InputError: if the run is not a classifier's, something is missing or damaged, or the weights are those of
                 another model, such as one for another number of classes.
         """
+        if not (run / "config.json").exists():
+            raise InputError(f"{run} holds no classifier: python -m finetuning.classification.train makes one")
         config = read_config(run)
         facts = facts_of(config, run)
         try:

@@ -124,6 +124,7 @@ def test_what_does_not_belong_together_is_told_in_one_line(
         ({"text": ("fine", "  ")}, "text 2 is empty"),
         ({}, "say what to classify"),
         ({"run": settings.base, "text": ("x",)}, "is a language model, not a classifier"),
+        ({"run": tmp_path, "text": ("x",)}, "holds no classifier: python -m finetuning.classification.train makes one"),
     ):
         with pytest.raises(InputError, match=message):
             predict.main(predict.Config(**{"run": trained, "device": "cpu", **arguments}))
