@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from utils import early_interrupt
 from utils.files import InputError, printable
 from utils.memory import is_full
 
@@ -63,6 +64,8 @@ def _run(
     main: Callable[[Config], Any], config_class: type[Config], presets: Mapping[str, Config], first: str | None
 ) -> None:
     import tyro  # here only: importing a script's module must not need it
+
+    early_interrupt.end()
 
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
