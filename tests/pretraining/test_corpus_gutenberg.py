@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tarfile
 import threading
 import zipfile
@@ -124,6 +125,17 @@ def test_books_are_divided_by_book(library: Path, tmp_path: Path) -> None:
         row.content.read() if "book" in row.where else None for _, row in Books(tmp_path / "books.zip").rows(Place())
     ]
     assert len(rows) == 23
+
+
+@pytest.mark.parametrize("package", ["rensa", "py3langid"])
+def test_a_missing_package_is_named_before_anything_is_downloaded_or_written(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    config = Config(tmp_path / "in", tmp_path / "out", download=5, mirrors=("http://127.0.0.1:9/",), workers=1)
+    with pytest.raises(InputError, match=rf"needs the package {package}, .*: pip install .*\[data\]"):
+        prepare_gutenberg.main(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_division_depends_on_the_seed_alone() -> None:
