@@ -153,7 +153,7 @@ def divide(kept: np.ndarray, val: float, test: float, seed: int) -> np.ndarray:
     """
     chosen = np.flatnonzero(kept)
     order = np.random.default_rng(seed).permutation(chosen)
-    n_val, n_test = (max(round(share * len(chosen)), share > 0) for share in (val, test))
+    n_val, n_test = (max(round(share * len(chosen)), int(share > 0)) for share in (val, test))
     if n_val + n_test >= len(chosen):
         raise InputError(f"{len(chosen)} books are too few for {n_val} to validate and {n_test} to test: give more")
     splits = np.full(len(kept), -1)
