@@ -71,13 +71,17 @@ class Accounts:
         """Make a user, or give one another password.
 
         Raises:
-            InputError: for a name that is not one, or a password that is too short.
+            InputError: for a name that is not one, or a password that is too short or no text.
         """
         if not NAME.fullmatch(name):
             raise InputError(f"a name has at most 64 letters, digits and any of _.@+-, got {name!r}")
         if not SHORTEST_PASSWORD <= len(password) <= LONGEST_PASSWORD:
             raise InputError(f"a password has at least {SHORTEST_PASSWORD} characters, got {len(password)}")
-        self._change(lambda users: users.setdefault(name, {"keys": []}).update(password=HASHER.hash(password)))
+        try:
+            hashed = HASHER.hash(password)
+        except UnicodeEncodeError as error:
+            raise InputError("a password must be text in UTF-8") from error
+        self._change(lambda users: users.setdefault(name, {"keys": []}).update(password=hashed))
 
     def remove(self, name: str) -> None:
         """Take a user's account away, and their keys with it.
@@ -104,7 +108,7 @@ class Accounts:
             raise InputError(f"there is no user {name!r}; there are: {', '.join(self.names()) or 'none'}")
 
     def _change(self, change: Callable[[dict[str, dict[str, Any]]], Any]) -> None:
-        with alone(self.file, "changing the accounts in"):
+        with alone(self.file, "changing the accounts in", "--accounts"):
             users = self._current()
             change(users)
             with write_atomically(self.file) as file:

@@ -122,6 +122,8 @@ class App:
                 writing = Writing(facts["model"], facts["label"], reason="cancelled")
                 thread["elements"].append(below(step["id"], thread["id"], "Answer", writing.props()))
             step["output"] = shown(step["output"])
+        if live is not None:
+            used = live.writings[0].model
         await self._offer(used, clamped(session.chat_settings))
         if live is not None:
             if live.message.id not in [step["id"] for step in thread["steps"]]:  # it has not been saved yet

@@ -5,7 +5,9 @@ is never changed once it is released: a new one is added, and each database reme
 """
 
 import json
+import mmap
 import sqlite3
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -121,6 +123,8 @@ def connect(url: str | None, file: Path) -> AsyncEngine:
         file.parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(f"sqlite+aiosqlite:///{file}", json_serializer=_dumps)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        if _can_share_memory(file.parent):
+            event.listen(engine.sync_engine, "connect", _write_ahead)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     try:
@@ -147,16 +151,31 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={BUSY_SECONDS * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
-    _write_ahead(cursor)
     cursor.close()
 
 
-def _write_ahead(cursor: sqlite3.Cursor) -> None:
+def _can_share_memory(folder: Path) -> bool:
+    """Return whether processes can share memory through files of a folder, as write-ahead logging has to.
+
+    They cannot on some network volumes, and in folders that a virtual machine shares with its host.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(mmap.PAGESIZE)
+        try:
+            mmap.mmap(file.fileno(), mmap.PAGESIZE).close()
+        except OSError:
+            return False
+    return True
+
+
+def _write_ahead(connection: sqlite3.Connection, record: object) -> None:
     """Switch a new file to write-ahead logging. Where two servers do so at once, SQLite refuses one without waiting."""
+    cursor = connection.cursor()
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.close()
             return
         except sqlite3.OperationalError as error:
             is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # whatever the reason, which is above it

@@ -20,7 +20,7 @@ from chat_ui.logins import Logins, is_loopback
 LARGEST_BODY = 1_000_000  # bytes
 LOGINS_PER_MINUTE = 10  # tries from one address
 STATIC_FOLDERS = ("/assets/", "/public/", "/avatars/")
-STATIC = ("/favicon", "/logo")
+STATIC = ("/favicon", "/logo", "/project/translations")  # a page without its words stays empty
 WATCHED = ("/health", "/ready", "/metrics")  # by programs, which name the server as they like
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 

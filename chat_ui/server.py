@@ -97,7 +97,7 @@ def main(config: Config) -> None:
 
     check_writable(config.state, "--state")
     _check_port(config)
-    with alone(config.state, "serving from"):
+    with alone(config.state, "serving from", "--state"):
         app = build(config)
         settings = uvicorn.Config(
             app,
@@ -110,8 +110,7 @@ def main(config: Config) -> None:
             server_header=False,
             timeout_graceful_shutdown=5,
         )
-        where = config.origin[0] if config.origin else f"http://{config.host}:{config.port}"
-        logger.info("The chat is at %s", where)
+        logger.info("The chat is at %s", _address(config))
         asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
 
 
@@ -192,6 +191,12 @@ async def _open(history: History) -> None:
         history.problem = GONE
 
 
+def _address(config: Config) -> str:
+    """Return what to type into a browser."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return config.origin[0] if config.origin else f"http://{host}:{config.port}"
+
+
 def _check_port(config: Config) -> None:
     """Check that nobody else listens there, before a model is loaded."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -210,9 +215,12 @@ async def _serve(settings: uvicorn.Config, chat: App, seconds: float) -> None:
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
-            """Take the signals in the event loop, and do not send them again in the end: to end is no failure."""
+            """Take the signals in the event loop, and do not send them again in the end: to end is no failure.
+
+            A second one changes nothing: uvicorn would leave out the end of the app, and show a traceback.
+            """
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self.handle_exit, number, None)
+                asyncio.get_running_loop().add_signal_handler(number, setattr, self, "should_exit", True)
             yield
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

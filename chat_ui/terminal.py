@@ -13,6 +13,7 @@ from pathlib import Path
 
 from chat_ui.engine import Finished, ModelInfo, Models, Options, Piece, Request, Service, Started
 from chat_ui.engine.models import GPT2
+from chat_ui.texts import clean
 from finetuning.instruction.conversation import Conversation
 from gpt_model.run_directory import read_config
 from gpt_model.sampling import Sampling, Temperature
@@ -101,7 +102,7 @@ def _read() -> str | None:
     """Return the next line that says something; None at the end."""
     while True:
         try:
-            line = input("> ").strip()
+            line = clean(input("> ")).strip()  # of bytes that are no UTF-8, too
         except EOFError:
             show("\n")
             return None

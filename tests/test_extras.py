@@ -101,10 +101,8 @@ def missing(extra: str | None, lines: list[tuple[str, str]], folder: Path) -> st
     [
         (
             None,
-            ["utils", "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining",
-             "finetuning/instruction"],
+            ["utils", "working_with_text_data", "attention_mechanisms", "gpt_model", "pretraining", "finetuning"],
         ),
-        ("finetune", ["finetuning"]),
         ("chat", ["chat_ui"]),
         ("cloud", ["deployment"]),
     ],

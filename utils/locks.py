@@ -12,7 +12,7 @@ _held: set[Path] = set()  # by this process, which may enter such a block again 
 
 
 @contextmanager
-def alone(target: Path, doing: str) -> Iterator[None]:
+def alone(target: Path, doing: str, flag: str = "--out") -> Iterator[None]:
     """Keep every other process from writing `target` while the block runs; on Windows, only run the block.
 
     The lock is a hidden file beside the target. The operating system frees it when the process ends, however it ends.
@@ -21,6 +21,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
     Args:
         target: the folder, whether it exists yet or not.
         doing: what is done to it, for the message: "training in".
+        flag: what the user named the target by.
 
     Raises:
         InputError: if another process is in such a block, or something else has the name of the hidden file.
@@ -29,7 +30,7 @@ def alone(target: Path, doing: str) -> Iterator[None]:
     made = [folder for folder in target.parents if not folder.exists()]  # the innermost first
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(target, doing):
+        with _locked(target, doing, flag):
             yield
     finally:
         for folder in made:
@@ -38,17 +39,17 @@ def alone(target: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(target: Path, doing: str) -> Iterator[None]:
+def _locked(target: Path, doing: str, flag: str) -> Iterator[None]:
     if os.name == "nt" or target in _held:  # Windows has no such locks
         yield
         return
     path = target.with_name(f".{target.name}.lock")
     if path.is_symlink() or (path.exists() and not (path.is_file() and path.stat().st_size == 0)):
-        raise InputError(f"{path} is not our lock, which would be an empty file: move it, or choose another --out")
+        raise InputError(f"{path} is not our lock, which would be an empty file: move it, or choose another {flag}")
     with path.open("a") as file:  # never emptying it
         if not _lock(file.fileno(), path):
             raise InputError(
-                f"another process is {doing} {target}: wait until it has finished, or choose another --out"
+                f"another process is {doing} {target}: wait until it has finished, or choose another {flag}"
             )
         _held.add(target)
         try:

@@ -332,6 +332,8 @@ class Models:
 def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None, tuple[str, ...]] | None:
     """Return the shape, template and classes that a config.json names; None, after a warning, if it is of no use."""
     try:
+        if not _is_utf8(run):  # names of folders need not be UTF-8
+            raise InputError(f"{run}: safetensors opens no file by a path that is not UTF-8: rename the folder")
         content = run_directory.read_config(run)
         classes = tuple(facts_of(content, run)["classes"]) if CLASSIFIER in content else ()
         template = content.get("template")
@@ -341,6 +343,10 @@ def _read(run: Path, modified_ns: int) -> tuple[GPTConfig, str | None, tuple[str
     except (InputError, TypeError) as error:
         log.warning("left out of the models: %s", error)
         return None
+
+
+def _is_utf8(path: Path) -> bool:
+    return os.fsencode(path) == str(path).encode(errors="replace")
 
 
 def _run_directories(folder: Path) -> Iterator[Path]:

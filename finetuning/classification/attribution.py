@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from finetuning.classification.text_classifier import TextClassifier
 
 if TYPE_CHECKING:
-    from finetuning.classification.linear import BagOfWords  # which needs scikit-learn; a GPT does not
+    from finetuning.classification.linear import BagOfWords
 
 Pieces = list[tuple[str, float]]
 """A text in pieces, and how much each speaks for the predicted class."""

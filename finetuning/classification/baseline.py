@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from finetuning.classification.attribution import explain_words
-from finetuning.classification.evaluation import measures
+from finetuning.classification.evaluation import check_installed, measures
 from finetuning.classification.linear import BagOfWords, fit_sklearn, fit_torch, make_vectorizer, probabilities
 from finetuning.classification.report import REPORT_FILES, write_report
 from finetuning.classification.reviews import SENTENCES, Reviews, Splits, read_reviews, split
@@ -170,8 +170,9 @@ def main(config: Config) -> dict[str, Any]:
     """Train, test, and write the report; return what report.json holds.
 
     Raises:
-        InputError: for data that cannot be used, or a folder that holds something else.
+        InputError: for data that cannot be used, a folder that holds something else, or without scikit-learn.
     """
+    check_installed()
     check_output_folder(config.out, REPORT_FILES, overwrite=config.overwrite, inputs=[config.data])
     started, processor = time.perf_counter(), time.process_time()
     splits = split(read_reviews(config.data), config.seed)

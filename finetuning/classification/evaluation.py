@@ -14,19 +14,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import (
-    average_precision_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+
+from utils.files import InputError
 
 BINS = 10  # of confidence
 RESAMPLES = 1000
 INTERVAL = 0.95
+
+
+def check_installed() -> None:
+    """Check that scikit-learn is there, before a training whose end needs it.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if find_spec("sklearn") is None:
+        raise InputError("scikit-learn must be installed: pip install -c requirements.lock -e '.[finetune]'")
 
 
 def measures(probabilities_NK: np.ndarray, labels_N: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
@@ -37,6 +44,13 @@ def measures(probabilities_NK: np.ndarray, labels_N: np.ndarray, names: tuple[st
         labels_N: the right classes.
         names: of the classes. Of two, the second is the one that is looked for.
     """
+    from sklearn.metrics import (
+        average_precision_score,
+        confusion_matrix,
+        precision_recall_fscore_support,
+        roc_auc_score,
+    )
+
     classes = range(len(names))
     predicted_N = probabilities_NK.argmax(1)
     per_class = precision_recall_fscore_support(labels_N, predicted_N, labels=classes, zero_division=0)

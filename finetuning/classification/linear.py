@@ -16,14 +16,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")  # "don't" is a word, punctuation is not
 MOST_ITERATIONS = 1000
@@ -58,6 +60,8 @@ def make_vectorizer(n_features: int, longest: int, *, stop_words: bool) -> Tfidf
         longest: words of a feature at most: 2 for pairs.
         stop_words: leave out words like "the"; the usual list has "not" and "no", too.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(
         max_features=n_features, ngram_range=(1, longest), token_pattern=WORD.pattern, lowercase=True,
         stop_words="english" if stop_words else None, sublinear_tf=True, dtype=np.float32,
@@ -72,6 +76,8 @@ def fit_sklearn(features_NF: csr_matrix, labels_N: np.ndarray, inverse_penalty: 
         labels_N: their classes.
         inverse_penalty: C: the larger, the less weights are pulled toward zero.
     """
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=inverse_penalty, tol=TOLERANCE, max_iter=MOST_ITERATIONS).fit(features_NF, labels_N)
     return model.coef_.T.astype(np.float32), model.intercept_.astype(np.float32)
 

@@ -25,7 +25,7 @@ from finetuning.classification.attribution import explain
 from finetuning.classification.augment import Method, augmented
 from finetuning.classification.batches import Bucketed, Cut, in_order
 from finetuning.classification.classifier import GPTClassifier, Pool, freeze_all_but, make_optimizers
-from finetuning.classification.evaluation import measures
+from finetuning.classification.evaluation import check_installed, measures
 from finetuning.classification.objective import Classification, class_weights
 from finetuning.classification.report import write_report
 from finetuning.classification.reviews import SENTENCES, Reviews, Splits, read_reviews, split
@@ -107,8 +107,10 @@ def main(config: Config) -> bool:
     """Train from the run's newest checkpoint, or from the base. Return False if it was stopped before the last step.
 
     Raises:
-        InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it.
+        InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it;
+            without scikit-learn.
     """
+    check_installed()
     with training_in(config.out, config.device) as world:
         splits = split(read_reviews(config.data), config.split_seed)
         base = load_base(config, world)

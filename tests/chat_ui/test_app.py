@@ -157,17 +157,19 @@ def test_a_page_that_is_opened_again_goes_on_with_the_answer(house: Serve) -> No
     async def scenario() -> None:
         async with house() as home:
             page = await home.open()
-            await page.send("go on slowly")
-            await page.shows("demo heard: go on slowly ")
+            await page.send("go on slowly", model="other")
+            await page.shows("other heard: go on slowly ")
             second = await home.page().open(thread=page.thread())
             thread = await second.until("resume_thread")
             answer = thread["steps"][-1]
-            assert answer["output"] == "demo heard: go on slowly "
+            assert answer["output"] == "other heard: go on slowly "
+            offered = second.of("set_modes")[-1][0]["options"]
+            assert [option["id"] for option in offered if option["default"]] == ["other"]
             await second.until("task_start")
             await page.socket.disconnect()
             home.service.go_on = lambda: True
             await second.ended(1)
-            assert second.of("update_message")[-1]["output"] == "demo heard: go on slowly on on on on on "
+            assert second.of("update_message")[-1]["output"] == "other heard: go on slowly on on on on on "
             await second.ask("next")
             assert len(home.service.requests[-1].prompt.turns) == 3
 
@@ -286,6 +288,9 @@ def test_sockets_are_for_pages_of_ours(house: Serve) -> None:
             page.http.cookies.set("access_token", "forged")
             with pytest.raises(socketio.exceptions.ConnectionError):
                 await page.open()
+            # such as one of another server on this machine: cookies know no ports. The page needs its words to log in
+            assert (await page.http.get("/user")).status_code == 401
+            assert (await page.http.get("/project/translations")).status_code == 200
             injected = await home.open(threadId="x'; DROP TABLE steps; --")
             assert (await injected.ask("hello"))["output"] == "demo heard: hello "
             polling = await injected.http.get("/ws/socket.io/?EIO=4&transport=polling")

@@ -73,13 +73,15 @@ class TestFound:
         (tmp_path / "future" / "config.json").write_text(json.dumps(other))
         (write_run(tmp_path / "untrained") / "model.safetensors").unlink()
         write_classifier(tmp_path / "numbered", [1, 2])  # type: ignore[list-item]
+        write_run(tmp_path / "typed").rename(tmp_path / os.fsdecode(b"caf\xe9"))  # in Latin-1
         models = Models(tmp_path, gpt2=False)
         for _ in range(2):
             models._looked = -10.0
             assert [info.name for info in models.available()] == ["good"]
-        assert sorted(record.levelno for record in caplog.records) == [logging.WARNING] * 4
+        assert sorted(record.levelno for record in caplog.records) == [logging.WARNING] * 5
         assert "'classifier' must name classes, pool, most_tokens and cut" in caplog.text
         assert "its template 'klingon' is not one of alpaca, chatml" in caplog.text
+        assert "a path that is not UTF-8: rename the folder" in caplog.text
         with pytest.raises(UnknownModelError):
             models.info("damaged")
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import subprocess
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -245,6 +247,31 @@ def test_a_new_file_is_opened_by_many_servers_at_once(tmp_path: Path) -> None:
 
     for n in range(20):
         asyncio.run(scene(tmp_path / f"{n}.sqlite"))
+
+
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="there is no bindfs")
+def test_a_volume_whose_files_cannot_be_shared_memory_will_do(tmp_path: Path) -> None:
+    """As with FUSE's direct_io, where write-ahead logging ends with "disk I/O error"."""
+    for name in ("real", "volume"):
+        (tmp_path / name).mkdir()
+    command = ["bindfs", "-o", "direct_io", tmp_path / "real", tmp_path / "volume"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount with FUSE")
+
+    async def scene() -> None:
+        engines = [database.connect(None, tmp_path / "volume" / "history.sqlite") for _ in range(2)]
+        await asyncio.gather(*map(database.migrate, engines))
+        async with database.writing(engines[0]) as connection:
+            await connection.execute(text("INSERT INTO users VALUES ('1', 'ada', '', '{}')"))
+        async with engines[1].connect() as connection:
+            assert (await connection.execute(text("SELECT identifier FROM users"))).scalar_one() == "ada"
+        for engine in engines:
+            await engine.dispose()
+
+    try:
+        asyncio.run(scene())
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path / "volume"], check=True)
 
 
 def test_an_older_database_keeps_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

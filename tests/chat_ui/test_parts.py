@@ -1,13 +1,18 @@
 """The small parts of the app: settings, limits, accounts, the audit log, conversations, time up, filters."""
 
+import asyncio
 import json
 import math
+import os
+import signal
+import socket
 import stat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from argon2 import PasswordHasher
 
 from chat_ui import accounts, audit, frontend, health, limits, server
@@ -107,6 +112,8 @@ def test_accounts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
             accounts.main(wrong)
     with pytest.raises(InputError, match="at least 10"):
         known.add("ada", "short")
+    with pytest.raises(InputError, match="must be text in UTF-8"):
+        known.add("ada", b"typed in Latin-1: \xe4".decode(errors="surrogateescape"))
     file.write_text("[]")
     with pytest.raises(InputError, match="holds no accounts"):
         known.names()
@@ -196,6 +203,37 @@ def test_the_secret_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
+def test_the_address_that_is_shown_opens_in_a_browser() -> None:
+    for settings, shown_there in (
+        ({}, "http://127.0.0.1:8000"),
+        ({"host": "::1", "port": 81}, "http://[::1]:81"),
+        ({"host": "0.0.0.0", "origin": ("https://chat.example.org",)}, "https://chat.example.org"),
+    ):
+        assert server._address(server.Config(**settings)) == shown_there
+
+
+def test_a_second_ctrl_c_does_not_leave_out_the_end() -> None:
+    happened = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            event = (await receive())["type"]
+            happened.append(event)
+            await send({"type": f"{event}.complete"})
+
+    async def drain(seconds: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+        settings = uvicorn.Config(app, port=0, log_level="critical")
+        await server._serve(settings, SimpleNamespace(drain=drain), 1)  # type: ignore[arg-type]
+
+    asyncio.run(scenario())
+    assert happened == ["lifespan.startup", "lifespan.shutdown"]
+
+
 def test_what_the_server_refuses_before_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
     state = tmp_path / "state"
@@ -212,6 +250,12 @@ def test_what_the_server_refuses_before_it_starts(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("DATABASE_URL")
     with pytest.raises(InputError, match="cannot listen"):
         server.main(server.Config(host="192.0.2.1", state=state, runs=tmp_path))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    (tmp_path / ".other.lock").mkdir()
+    with pytest.raises(InputError, match="choose another --state"):
+        server.main(server.Config(port=free, state=tmp_path / "other", runs=tmp_path))
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="not a folder"):
         server.main(server.Config(state=tmp_path / "file" / "state", runs=tmp_path))

@@ -78,6 +78,11 @@ def test_a_conversation_goes_on(run: Path, typed: Typed) -> None:
             assert word in shown.translate(controls) or len(word) < 4
 
 
+def test_a_byte_that_is_no_text_does_not_spoil_the_conversation(run: Path, typed: Typed) -> None:
+    typed(run, b"typed in Latin-1: \xe4".decode(errors="surrogateescape"), "it was")
+    assert [turn.text for turn in typed.asked[-1].prompt.turns][::2] == ["typed in Latin-1: \ufffd", "it was"]
+
+
 def test_control_characters_are_shown(run: Path, typed: Typed) -> None:
     shown = typed(run, "it was", logit_bias={0x1B: 1e9}, max_new_tokens=3)
     assert shown == "\\x1b\\x1b\\x1b\n\n"

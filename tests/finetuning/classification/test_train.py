@@ -5,13 +5,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from finetuning.classification import compare, predict, train
+from finetuning.classification import baseline, compare, evaluation, predict, train
 from finetuning.classification.text_classifier import TextClassifier
 from utils.files import InputError
 
@@ -127,6 +128,16 @@ def test_what_does_not_belong_together_is_told_in_one_line(
         with pytest.raises(InputError, match=message):
             predict.main(predict.Config(**{"run": trained, "device": "cpu", **arguments}))
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("script", [train, baseline])
+def test_without_scikit_learn_nothing_is_begun(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="scikit-learn must be installed: pip install"):
+        script.main(script.Config(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_for_another_number_of_classes_is_refused(trained: Path, tmp_path: Path) -> None:
