@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from pretraining.corpus.encoding import Tokens, encode
-from pretraining.corpus.filtering import Filtered
+from pretraining.corpus.filtering import Filtered, check_packages
 from pretraining.corpus.gutenberg import Books
 from pretraining.corpus.gutenberg_download import MIRRORS, download_books
 from pretraining.corpus.pipeline import (
@@ -99,10 +99,12 @@ def main(config: Config) -> dict[str, Any]:
     check_output_folder(config.out, OURS, overwrite=config.overwrite, inputs=[config.input])
     check_writable(work, "--work")
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+    screen = Screen(prose=False, language=config.language, replace_personal=False)
+    check_packages([screen])
     if config.download:
         download_books(config.input, config.download, config.mirrors, config.pause, config.language)
     source = Books(config.input)
-    screens = {source.name: Screen(prose=False, language=config.language, replace_personal=False)}
+    screens = {source.name: screen}
     settings = {
         "--input (of its files, name, size and time count)": source.identity(),
         "filters": fingerprint([RULES_VERSION, screens[source.name].identity()]),
@@ -151,7 +153,7 @@ def divide(kept: np.ndarray, val: float, test: float, seed: int) -> np.ndarray:
     """
     chosen = np.flatnonzero(kept)
     order = np.random.default_rng(seed).permutation(chosen)
-    n_val, n_test = (max(round(share * len(chosen)), share > 0) for share in (val, test))
+    n_val, n_test = (max(round(share * len(chosen)), int(share > 0)) for share in (val, test))
     if n_val + n_test >= len(chosen):
         raise InputError(f"{len(chosen)} books are too few for {n_val} to validate and {n_test} to test: give more")
     splits = np.full(len(kept), -1)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pretraining.corpus.addresses import read_block_list
 from pretraining.corpus.contamination import Contamination, read_test_set
 from pretraining.corpus.documents import Files, Source
+from pretraining.corpus.filtering import check_packages
 from pretraining.corpus.hub import KNOWN, HubData, parse_hub
 from pretraining.corpus.mixing import parse_mix
 from pretraining.corpus.perplexity import CharacterModel
@@ -131,6 +132,7 @@ def main(config: Config) -> dict[str, Any]:
     check_output_folder(config.out, CORPUS_FILES, overwrite=config.overwrite, inputs=inputs)
     check_writable(work, "--work")
     screens = make_screens(config, list(shares))
+    check_packages(screens.values())
     settings = what_decides(config, sources, screens)
     folder = ResumableFolder(config.out, settings, ours=CORPUS_FILES)
     with alone(config.out, "making"), alone(work, "writing"):

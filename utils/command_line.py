@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from utils import early_interrupt
 from utils.files import InputError, printable
 from utils.memory import is_full
 
@@ -18,6 +19,7 @@ Config = TypeVar("Config")
 
 # Characters that a terminal obeys, among them the escape that begins a command; a text needs the first two as they are.
 CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+CHATTY = ("httpx", "httpx2", "matplotlib")  # each request, with its signed address, and the first look for fonts
 NARROWEST = 40  # columns of a terminal; with fewer, tyro's layout of the help does not come to an end
 
 
@@ -64,12 +66,17 @@ def _run(
 ) -> None:
     import tyro  # here only: importing a script's module must not need it
 
+    early_interrupt.end()
+
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if level not in logging.getLevelNamesMapping():
         raise InputError(f"LOG_LEVEL must be one of DEBUG, INFO, WARNING and ERROR, got {level!r}")
     handler = _AboveProgress(sys.stderr)
     handler.setFormatter(_Plain())
     logging.basicConfig(level=level, handlers=[handler])
+    if level == "INFO":
+        for name in CHATTY:
+            logging.getLogger(name).setLevel(logging.WARNING)
     arguments = sys.argv[1:]
     description = inspect.cleandoc(config_class.__doc__ or "")
     default: dict[str, Any] = {}

@@ -25,12 +25,14 @@ from filelock import FileLock, Timeout
 from utils import hub_download
 from utils.files import InputError, read_json, write_atomically
 from utils.hub_download import NoConnectionError
+from utils.outputs import check_writable
 
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", WEIGHTS)  # the small ones come first
 MOST_BYTES = {name: 10 * 2**30 if name == WEIGHTS else 32 * 2**20 for name in FILES}
+ELSEWHERE = "set XDG_CACHE_HOME to a folder that can be written"
 RECORD = "download.json"  # size and SHA-256 of each file that was completed
 
 
@@ -77,12 +79,18 @@ class ModelManager:
     Args:
         cache_dir: by default `language-model-from-scratch` in $XDG_CACHE_HOME or, where that is not set, in ~/.cache.
             Hugging Face's own cache is left alone: it has another layout.
+
+    Raises:
+        InputError: if it is in the home folder, and there is none.
     """
 
     def __init__(self, cache_dir: str | Path | None = None) -> None:
         if cache_dir is None:
             cache_dir = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "language-model-from-scratch"
-        self.cache_dir = Path(cache_dir).expanduser()
+        try:
+            self.cache_dir = Path(cache_dir).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"there is no home folder to keep downloads in: {ELSEWHERE}") from error
 
     def is_here(self, size: str) -> bool:
         """Return whether all files of a size are here, so that nothing needs to be downloaded.
@@ -115,7 +123,7 @@ class ModelManager:
             progress: called as the weights come, which are nearly all of it.
 
         Raises:
-            InputError: if there is no such size.
+            InputError: if there is no such size, or the cache cannot be written.
             NoConnectionError: if files are missing and there is no connection, or HF_HUB_OFFLINE is set.
             DownloadError: if the download cannot be completed.
         """
@@ -128,6 +136,7 @@ class ModelManager:
             return folder
         try:
             hub_download.require_online()
+            _check_writable(folder)
             with _lock(folder):
                 for name in FILES if force_download else _missing(folder):
                     if not force_download and (folder / name).exists():
@@ -158,6 +167,13 @@ def _find_release(size: str) -> Release:
     if size not in SIZES:
         raise InputError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
     return SIZES[size]
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        check_writable(folder)
+    except InputError as error:
+        raise InputError(f"{error}; {ELSEWHERE}") from None
 
 
 def _recorded(folder: Path) -> dict[str, dict[str, int | str]]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from utils import early_interrupt
 from utils.figures import figure, save_svg
 from utils.files import InputError, read_json, write_atomically
 from utils.hardware import describe
@@ -300,6 +301,7 @@ def run_benchmark(main: Callable[[Config], Any], config_class: type[Config]) -> 
 
         command_line.run(main, config_class)
         return
+    early_interrupt.end()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.warning("tyro is not installed, so of all flags only --quick is understood")
     main(config_class(quick="--quick" in sys.argv))  # type: ignore[call-arg]

@@ -10,7 +10,6 @@ a network is gone, says so once, and training goes on.
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 import math
@@ -19,6 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from utils.extras import check_installed
 from utils.files import InputError
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,7 @@ def check_trackers(names: Sequence[str]) -> None:
             raise InputError(
                 f"there is no tracker {name!r}: choose from {', '.join(TRACKERS)}; {METRICS} needs no name"
             )
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:  # of a folder that only has the package's name, there is no origin
-            install = "pip install -c requirements.lock -e '.[track]'"
-            raise InputError(f"the tracker {name} needs a package that is not installed: {install}")
+        check_installed(name, "track", f"the tracker {name}")
 
 
 def open_trackers(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> list[Tracker]:

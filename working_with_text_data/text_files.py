@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from utils.extras import missing
 from utils.files import InputError, printable
 from working_with_text_data import json_lines
 
@@ -319,7 +320,7 @@ def _read_parquet(file: Path) -> Stretches:
         import pyarrow  # here only: nothing else needs it, and it takes long to import
         from pyarrow import parquet
     except ImportError as error:
-        raise InputError(f"reading {file} needs pyarrow: pip install pyarrow") from error
+        raise missing("pyarrow", "data", f"reading {file}") from error
     row, size = 0, file.stat().st_size
     try:
         # pyarrow by default reads the whole file ahead, and a column's share of each row group at once

@@ -13,7 +13,7 @@ number of processes, since the rows of each are decided before they are handed o
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from pretraining.corpus.documents import Batch, Place, Source, batches, parse
 from pretraining.corpus.near_duplicates import N_BANDS, band_keys
-from pretraining.corpus.screen import Screen
+from pretraining.corpus.screen import LANGUAGE_PURPOSE, Screen
+from utils.extras import check_installed
 from utils.files import InputError, printable, read_json, write_atomically
 from working_with_text_data.minbpe.fast.processes import map_in_order, worker_pool
 
@@ -39,6 +40,17 @@ EMPTY = {  # what is known of kept documents, before there are any
     "surprise": np.empty(0, dtype=np.float32),  # bits per character
     "bytes": np.empty(0, dtype=np.int64),
 }
+
+
+def check_packages(screens: Iterable[Screen]) -> None:
+    """Check, before any work, that the packages which filtering needs are installed.
+
+    Raises:
+        InputError: if one is not.
+    """
+    check_installed("rensa", "data", "finding near-duplicates")
+    if any(screen.language for screen in screens):
+        check_installed("py3langid", "data", LANGUAGE_PURPOSE)
 
 
 @dataclass

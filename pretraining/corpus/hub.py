@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from pretraining.corpus.documents import URL_FIELDS, Document, Place, Row, Whole
+from utils.extras import missing
 from utils.files import InputError
 
 SMOLLM = "hub:HuggingFaceTB/smollm-corpus"
@@ -69,7 +70,7 @@ class HubData:
             from datasets import load_dataset  # here only: it takes long to import
             from datasets.exceptions import DatasetNotFoundError, DatasetsError
         except ImportError as error:
-            raise InputError("reading from the Hub needs datasets: pip install datasets") from error
+            raise missing("datasets", "data", "reading from the Hub") from error
         try:
             return load_dataset(self.repository, self.configuration or None, split="train", streaming=True)
         except (OSError, ValueError, DatasetsError, DatasetNotFoundError) as error:

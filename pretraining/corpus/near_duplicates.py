@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pretraining.corpus.words import Phrases, mixed
-from utils.files import InputError
+from utils.extras import missing
 
 SHINGLE = 5  # words
 N_BANDS = 14
@@ -67,7 +67,7 @@ def signatures(documents: Sequence[np.ndarray]) -> np.ndarray:
     try:
         from rensa import RMinHash  # here only: nothing else needs it
     except ImportError as error:
-        raise InputError("finding near-duplicates needs rensa: pip install rensa") from error
+        raise missing("rensa", "data", "finding near-duplicates") from error
     if not documents:
         return np.empty((0, N_BANDS * ROWS), dtype=np.uint64)
     ends = np.cumsum([0, *map(len, documents)]).astype(np.uint64)

@@ -69,6 +69,8 @@ def filter_sources(
             "%s: %s of %s documents passed, %s rows were damaged",
             source.name, f"{statistics.n_kept:,}", f"{statistics.n_read:,}", f"{statistics.n_damaged:,}",
         )  # fmt: skip
+        if statistics.damaged:
+            log.warning("the first that was damaged: %s", statistics.damaged[0])
         made[source.name] = filtered
     return made
 

@@ -18,8 +18,9 @@ from pretraining.corpus.perplexity import CharacterModel
 from pretraining.corpus.repetition import gopher_repetition
 from pretraining.corpus.rules import c4, fineweb, gopher_quality
 from pretraining.corpus.words import plain_words, split_words
-from utils.files import InputError
+from utils.extras import missing
 
+LANGUAGE_PURPOSE = "finding the language (which --language '' leaves out)"
 LANGUAGE_SAMPLE = 250  # characters from the middle of a document
 BEFORE_AT = re.compile(r"[A-Za-z0-9._%+-]{1,64}$")
 AFTER_AT = re.compile(r"@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b")  # begins with what is quick to look for
@@ -122,7 +123,7 @@ def language_of(text: str) -> str:
     try:
         import py3langid  # here only: it loads a model
     except ImportError as error:
-        raise InputError("finding the language needs py3langid: pip install py3langid, or --language ''") from error
+        raise missing("py3langid", "data", LANGUAGE_PURPOSE) from error
     middle = max(0, len(text) - LANGUAGE_SAMPLE) // 2
     return py3langid.classify(text[middle : middle + LANGUAGE_SAMPLE])[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tarfile
 import threading
 import zipfile
@@ -90,11 +91,13 @@ def library(tmp_path_factory: pytest.TempPathFactory, persuasion: str) -> Path:
     return folder
 
 
-def test_books_are_divided_by_book(library: Path, tmp_path: Path) -> None:
+def test_books_are_divided_by_book(library: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = Config(library, tmp_path / "out", val=0.1, test=0.15, tokenizer="gpt2", workers=1, shard_tokens=30_000)
     manifest = prepare_gutenberg.main(config)
     assert manifest["documents"]["books"]["rejected"] == {"language": 1}
     assert manifest["documents"]["books"]["n_damaged"] == 1
+    assert "the first that was damaged: " in caplog.text
+    assert "letter.txt" in caplog.text
     assert manifest["documents"]["books"]["selected"]["near_duplicate"] == 1
     named = manifest["books"]
     assert [len(named[split]) for split in ("train", "val", "test")] == [15, 2, 3]
@@ -126,6 +129,17 @@ def test_books_are_divided_by_book(library: Path, tmp_path: Path) -> None:
     assert len(rows) == 23
 
 
+@pytest.mark.parametrize("package", ["rensa", "py3langid"])
+def test_a_missing_package_is_named_before_anything_is_downloaded_or_written(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    config = Config(tmp_path / "in", tmp_path / "out", download=5, mirrors=("http://127.0.0.1:9/",), workers=1)
+    with pytest.raises(InputError, match=rf"needs the package {package}, .*: pip install .*\[data\]"):
+        prepare_gutenberg.main(config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_division_depends_on_the_seed_alone() -> None:
     kept = np.ones(100, dtype=bool)
     kept[7] = False
@@ -133,7 +147,7 @@ def test_the_division_depends_on_the_seed_alone() -> None:
     assert [int((splits == number).sum()) for number in (-1, 0, 1, 2)] == [1, 89, 5, 5]
     assert (splits == divide(kept, 0.05, 0.05, seed=0)).all()
     assert (splits != divide(kept, 0.05, 0.05, seed=1)).any()
-    with pytest.raises(InputError, match="2 books are too few"):
+    with pytest.raises(InputError, match="2 books are too few for 1 to validate and 1 to test"):
         divide(np.ones(2, dtype=bool), 0.05, 0.05, seed=0)
     with pytest.raises(InputError, match="below 1"):
         Config(val=0.5, test=0.5)

@@ -55,6 +55,7 @@ def main(config: Config) -> None:
         raise InputError(f"bad\\x1b[2J {config.fail}")
     with tqdm(disable=config.fail != "never"):
         logging.getLogger("a chapter").info("%s", config.note)
+        logging.getLogger("httpx").info("a request")
     for _ in range(config.times):
         sys.stdout.write(config.text)
 
@@ -106,6 +107,11 @@ def test_streams_that_are_closed(folder: Path) -> None:
 def test_what_is_logged_commands_no_terminal_either(folder: Path) -> None:
     result = shell(folder, r"$SCRIPT --note $'\e[2J a table\nof two lines'")
     assert (result.returncode, result.stderr) == (0, b"\\x1b[2J a table\nof two lines\n")
+
+
+def test_what_packages_say_of_their_own_is_for_debugging(folder: Path) -> None:
+    assert shell(folder, "$SCRIPT").stderr == b"seen\n"
+    assert shell(folder, "$SCRIPT", LOG_LEVEL="DEBUG").stderr == b"seen\na request\n"
 
 
 def test_what_is_logged_beside_a_progress_bar_has_a_line_of_its_own(folder: Path) -> None:

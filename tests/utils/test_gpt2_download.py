@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import re
 import resource
 import shutil
@@ -99,6 +100,23 @@ def test_without_a_folder_the_cache_is_in_the_users_home(monkeypatch: pytest.Mon
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert ModelManager().cache_dir == Path.home() / ".cache" / "language-model-from-scratch"
     assert ModelManager("~/models").cache_dir == Path.home() / "models"
+
+
+def test_without_a_home_folder_an_error_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number for which there is no user."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    with pytest.raises(InputError, match="there is no home folder .*: set XDG_CACHE_HOME"):
+        ModelManager()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_set(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="cannot be written: .* does not allow it; set XDG_CACHE_HOME"):
+        ModelManager(cache).download_gpt2_model("gpt2-large")
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json", RECORD])

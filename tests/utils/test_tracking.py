@@ -60,7 +60,7 @@ def test_a_package_that_is_missing_is_named(name: str, tmp_path: Path, monkeypat
         monkeypatch.setattr(sys, "path", [path])
         for module in [module for module in sys.modules if module.split(".")[0] == name]:
             monkeypatch.delitem(sys.modules, module)
-        with pytest.raises(InputError, match=rf"the tracker {name} needs a package .*: pip install .*\[track\]"):
+        with pytest.raises(InputError, match=rf"the tracker {name} needs the package .*: pip install .*\[track\]"):
             open_trackers([name], tmp_path / "run", {})
     assert not (tmp_path / "run").exists()
 

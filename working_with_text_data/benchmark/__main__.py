@@ -83,7 +83,8 @@ def main(config: Config) -> None:
     }
     if wanted:
         if not find_spec("tokenizers"):
-            raise InputError("the package tokenizers, which is compared with, is not installed")
+            install = "pip install -c requirements.lock tokenizers"
+            raise InputError(f"the package tokenizers, which is compared with, is not installed: {install}")
         versions = {name: version(name) for name in ("tiktoken", "tokenizers", "regex", "numpy")}
         measure_parts(wanted, config.results, {"machine": describe(), "versions": versions, "rounds": config.rounds})
     show_results(config.results, config.figures, tables, draw_all)
