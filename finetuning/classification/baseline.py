@@ -21,11 +21,12 @@ from typing import Annotated, Any
 import numpy as np
 
 from finetuning.classification.attribution import explain_words
-from finetuning.classification.evaluation import check_installed, measures
+from finetuning.classification.evaluation import measures
 from finetuning.classification.linear import BagOfWords, fit_sklearn, fit_torch, make_vectorizer, probabilities
 from finetuning.classification.report import REPORT_FILES, write_report
 from finetuning.classification.reviews import SENTENCES, Reviews, Splits, read_reviews, split
 from utils.command_line import show
+from utils.extras import check_installed
 from utils.hardware import describe
 from utils.outputs import check_output_folder
 from utils.ranges import Range, Seed, check_ranges
@@ -172,7 +173,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         InputError: for data that cannot be used, a folder that holds something else, or without scikit-learn.
     """
-    check_installed()
+    check_installed("sklearn", "finetune", "measuring a classifier")
     check_output_folder(config.out, REPORT_FILES, overwrite=config.overwrite, inputs=[config.data])
     started, processor = time.perf_counter(), time.process_time()
     splits = split(read_reviews(config.data), config.seed)

@@ -14,26 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from utils.files import InputError
-
 BINS = 10  # of confidence
 RESAMPLES = 1000
 INTERVAL = 0.95
-
-
-def check_installed() -> None:
-    """Check that scikit-learn is there, before a training whose end needs it.
-
-    Raises:
-        InputError: if it is not.
-    """
-    if find_spec("sklearn") is None:
-        raise InputError("scikit-learn must be installed: pip install -c requirements.lock -e '.[finetune]'")
 
 
 def measures(probabilities_NK: np.ndarray, labels_N: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from finetuning.classification.attribution import explain
 from finetuning.classification.augment import Method, augmented
 from finetuning.classification.batches import Bucketed, Cut, in_order
 from finetuning.classification.classifier import GPTClassifier, Pool, freeze_all_but, make_optimizers
-from finetuning.classification.evaluation import check_installed, measures
+from finetuning.classification.evaluation import measures
 from finetuning.classification.objective import Classification, class_weights
 from finetuning.classification.report import write_report
 from finetuning.classification.reviews import SENTENCES, Reviews, Splits, read_reviews, split
@@ -37,6 +37,7 @@ from pretraining.engine import World
 from pretraining.metrics import read_metrics
 from pretraining.open_run import training_in
 from utils.command_line import show
+from utils.extras import check_installed
 from utils.files import InputError
 from utils.hardware import describe
 from utils.ranges import Count, Range, Share
@@ -110,7 +111,7 @@ def main(config: Config) -> bool:
         InputError: for data, settings, a base or a run directory that cannot be used; if another process trains in it;
             without scikit-learn.
     """
-    check_installed()
+    check_installed("sklearn", "finetune", "measuring a classifier")
     with training_in(config.out, config.device) as world:
         splits = split(read_reviews(config.data), config.split_seed)
         base = load_base(config, world)

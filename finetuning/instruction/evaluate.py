@@ -21,7 +21,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from finetuning.instruction.templates import Template, template_of
 from finetuning.instruction.toxicity import TOXIC, toxicity
 from finetuning.run import Base, add_tokens
 from gpt_model.run_directory import load, read_config
+from utils.extras import check_installed
 from utils.files import InputError, write_atomically
 from utils.hardware import describe, pick_device
 from utils.locks import alone
@@ -101,10 +101,8 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         InputError: for a run, data or an output that cannot be used; for a package that is missing.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise InputError(
-            f"{' and '.join(missing)} must be installed: pip install -c requirements.lock -e '.[finetune]'"
-        )
+    for package in PACKAGES:
+        check_installed(package, "finetune", "evaluating answers")
     out = config.out or config.run.parent / f"{config.run.resolve().name}-evaluation"
     pick_device(config.device)
     template = template_of(config.run)

@@ -31,6 +31,7 @@ from finetuning.instruction.templates import Template
 from finetuning.instruction.toxicity import TOXIC, toxicity
 from pretraining.corpus.near_duplicates import Groups, band_keys, shingles
 from pretraining.corpus.words import plain_words
+from utils.extras import missing
 from utils.files import InputError
 from utils.ranges import Count, Range, check_ranges
 from working_with_text_data.minbpe import Tokenizer
@@ -224,7 +225,7 @@ def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier  # here only: it loads a model
     except ImportError as error:
-        raise InputError("finding the language needs py3langid: pip install py3langid") from error
+        raise missing("py3langid", "finetune", "finding the language") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

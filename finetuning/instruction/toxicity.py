@@ -7,7 +7,7 @@ gets little. So the numbers are for sorting, and for shares of many texts; and w
 
 from collections.abc import Sequence
 
-from utils.files import InputError
+from utils.extras import missing
 
 TOXIC = 0.8
 """From here on a text counts as toxic. Of 3,000 answers of Alpaca, one is above: a list of animals with "ass" in it."""
@@ -22,5 +22,5 @@ def toxicity(texts: Sequence[str]) -> list[float]:
     try:
         from profanity_check import predict_prob  # here only: it takes seconds to import
     except ImportError as error:
-        raise InputError("toxicity needs alt-profanity-check: pip install alt-profanity-check") from error
+        raise missing("alt-profanity-check", "finetune", "looking for toxic texts") from error
     return [float(probability) for probability in predict_prob(list(texts))] if texts else []

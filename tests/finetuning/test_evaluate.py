@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,8 +81,8 @@ def test_what_cannot_be_evaluated_is_one_line(
 ) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "find_spec", lambda name: None if name == "rouge_score" else name)
-        with pytest.raises(InputError, match="rouge_score must be installed: pip install"):
+        patch.setitem(sys.modules, "rouge_score", None)
+        with pytest.raises(InputError, match="needs the package rouge_score, which is not installed: pip install"):
             evaluate.main(Config(run=tuned, data=held_out, out=out))  # before the models are asked
     with pytest.raises(InputError, match="was not tuned to answer: it has no template"):
         evaluate.main(Config(run=finished_run, data=held_out, out=out))

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from finetuning.classification import baseline, compare, evaluation, predict, train
+from finetuning.classification import baseline, compare, predict, train
 from finetuning.classification.text_classifier import TextClassifier
 from utils.files import InputError
 
@@ -135,8 +136,8 @@ def test_what_does_not_belong_together_is_told_in_one_line(
 def test_without_scikit_learn_nothing_is_begun(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="scikit-learn must be installed: pip install"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(InputError, match="needs the package sklearn, which is not installed: pip install"):
         script.main(script.Config(out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
