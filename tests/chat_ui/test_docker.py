@@ -17,17 +17,16 @@ from chat_ui.accounts import Accounts
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "chat_ui" / "docker"
-# A root that is a read-only folder of links to the machine's own, with the image's volumes, and /tmp, in it.
+# A root that is a read-only folder of the machine's own folders, /tmp among them, and of the image's volumes.
 READ_ONLY = """
 set -e
 here=$1; shift
 root=$here/root; mkdir "$root"; mount -t tmpfs none "$root"
 for entry in /*; do
     if [ -L "$entry" ]; then cp -P "$entry" "$root$entry"
-    elif [ -d "$entry" ] && [ "$entry" != /tmp ]; then mkdir "$root$entry"; mount --rbind "$entry" "$root$entry"
+    elif [ -d "$entry" ]; then mkdir "$root$entry"; mount --rbind "$entry" "$root$entry"
     fi
 done
-mkdir "$root/tmp"; mount -t tmpfs none "$root/tmp"
 for volume in state accounts runs; do mkdir "$root/$volume"; mount --bind "$here/$volume" "$root/$volume"; done
 mount -o remount,ro "$root"
 exec chroot "$root" "$@"
