@@ -152,8 +152,8 @@ def unfinished(call: str | None) -> modal.FunctionCall | None:
         return found
     except (ConnectionError, AuthError, ServiceError):
         raise
-    except Exception:  # whatever it ended with, it has ended
-        return None
+    except Exception:
+        pass  # whatever it ended with, it has ended
     return None
 
 

@@ -51,7 +51,7 @@ class Config:
     volume: Annotated[float, Range(1, 10**6)] = 100
     """GiB that /workspace may hold; once it holds more, the workspace does not start again."""
     idle: Annotated[float, Range(1, 1440)] = 30
-    """Minutes without anybody at the editor, and without work for the GPU, after which it stops."""
+    """Minutes without anybody at the editor or a terminal, and without work for the GPU, after which it stops."""
     hours: Annotated[float, Range(0.1, 23.5)] = 8
     """Hours after which it stops in any case. Modal allows 24."""
     budget: Annotated[float, Range(0, 10**6, open_below=True)] = 20

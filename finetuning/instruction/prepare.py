@@ -32,6 +32,7 @@ from finetuning.instruction.scoring.study import cell
 from finetuning.instruction.templates import TEMPLATES
 from finetuning.pages import Page, shortened
 from gpt_model.run_directory import load_tokenizer
+from utils.extras import check_installed
 from utils.files import InputError, write_atomically
 from utils.outputs import check_output_folder, delete_ours
 from utils.ranges import Count, Seed
@@ -74,6 +75,8 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         InputError: for data or an output that cannot be used, or a package that is missing.
     """
+    for package in ("profanity_check", "py3langid", "rensa"):
+        check_installed(package, "finetune", "checking examples")
     check_output_folder(config.out, OURS, overwrite=config.overwrite, inputs=(config.data, config.run))
     records = read_records(config.data)
     tokenizer = GPT2Tokenizer() if config.run is None else load_tokenizer(config.run)

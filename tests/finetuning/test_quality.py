@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,14 @@ def test_the_language_of_a_few_words_is_not_guessed() -> None:
 def test_categories_by_rule(instruction: str, category: str) -> None:
     assert category_of(instruction) == category
     assert category in CATEGORIES
+
+
+def test_a_missing_package_is_named_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    monkeypatch.setitem(sys.modules, "profanity_check", None)  # the last that is needed
+    monkeypatch.setattr(prepare, "judge", lambda *_: pytest.fail("it began"))
+    with pytest.raises(InputError, match=r"needs the package profanity_check, .*\[finetune\]"):
+        prepare.main(prepare.Config(data=tmp_path / "data.jsonl", out=tmp_path / "out"))
 
 
 def test_the_script_keeps_removes_and_shows(tmp_path: Path) -> None:
