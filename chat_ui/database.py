@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -122,6 +123,7 @@ def connect(url: str | None, file: Path) -> AsyncEngine:
     if url is None:
         file.parent.mkdir(parents=True, exist_ok=True)
         engine = create_async_engine(f"sqlite+aiosqlite:///{file}", json_serializer=_dumps)
+        event.listen(engine.sync_engine, "do_connect", _check_opens)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         if _can_share_memory(file.parent):
             event.listen(engine.sync_engine, "connect", _write_ahead)
@@ -144,6 +146,15 @@ def connect(url: str | None, file: Path) -> AsyncEngine:
 
 def _dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _check_opens(dialect: object, record: object, arguments: list[str], settings: dict[str, Any]) -> None:
+    """Open the file once before aiosqlite does, so that what cannot be opened fails here.
+
+    Where aiosqlite itself fails, its thread goes on for a moment, and ends with a traceback if the event loop is closed
+    before it (omnilib/aiosqlite#387).
+    """
+    sqlite3.connect(arguments[0]).close()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:

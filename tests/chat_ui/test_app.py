@@ -390,8 +390,6 @@ def test_people_log_in_and_out(house: Serve, tmp_path: Path, monkeypatch: pytest
     play(scenario())
 
 
-# aiosqlite leaves open what it could not open
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_chat_goes_on_without_its_database(house: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with house() as home:
