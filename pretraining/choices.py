@@ -123,7 +123,7 @@ def passes(engine: Engine, objective: Objective, make_batch: Callable[[int], Bat
             loss.backward()
         finally:
             del remembered
-            engine.model.zero_grad()
+            engine.way.forget_gradients(engine.model)  # under ZeRO-1 they must stay where they are
 
     return try_rows
 

@@ -21,7 +21,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 @pytest.mark.parametrize(("way", "optimizer"), PAIRS)
 class TestTwoProcessesAgainstOne:
-    """Each row of the batches supervises another number of tokens, and accumulation cuts them unevenly."""
+    """Each row of the batches supervises another number of tokens, and accumulation cuts them unevenly.
+
+    Before the first step a pass was tried, as the search for a micro-batch does: it is to leave no trace.
+    """
 
     def test_the_steps_are_the_same(self, found: dict, way: str, optimizer: str) -> None:
         measured = found[f"{way} {optimizer}"]
