@@ -4,17 +4,20 @@ Only what cannot work is refused: what a step needs at the very least is compare
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gpt_model import GPTConfig
-from gpt_model.costs import training_memory
+from gpt_model.costs import TrainingMemory, training_memory
 from pretraining.config import Config
 from utils.files import InputError
 from utils.memory import format_bytes
 
 ID_BYTES = 8
+# What each of several processes keeps a share of; the table in README.md says the same.
+IN_SHARES = {"zero1": ("optimizer",), "fsdp": ("weights", "gradients", "optimizer")}
 
 
 def check_memory(config: Config, model_config: GPTConfig, device: torch.device) -> None:
@@ -44,6 +47,12 @@ def least_memory(config: Config, model_config: GPTConfig) -> int:
     activations = min(memory.activations for memory in both) // 2
     ids = 2 * ID_BYTES * config.batch_size * length  # the batch: tokens and their targets
     return certain + activations + ids
+
+
+def share_of(memory: TrainingMemory, parallel: str, n_processes: int) -> TrainingMemory:
+    """Return what each of several processes keeps of a step's memory."""
+    parts = {name: getattr(memory, name) // n_processes for name in IN_SHARES.get(parallel, ())}
+    return replace(memory, **parts)
 
 
 def total_memory(device: torch.device) -> float:
