@@ -102,7 +102,7 @@ def _free_memory(world: World) -> float:
 
 
 def _memory_of_one(config: AdvancedConfig, model_config: GPTConfig, rows: int, n_processes: int) -> int:
-    """Return how many bytes a step with micro-batches of some rows needs in each of the processes."""
+    """Return the memory in bytes that each process needs for a step with micro-batches of some rows."""
     whole = _memory(config, model_config, rows)
     needed = share_of(whole, config.parallel, n_processes).total
     if n_processes > 1 and config.parallel == "fsdp":
