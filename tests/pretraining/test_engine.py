@@ -252,6 +252,15 @@ class TestCallbacks:
         assert last["ema_val_loss"] > last["val_loss"]  # it lags behind
         assert 0 < average.average["w"].item() < engine.model.w.item()
 
+    def test_the_moving_average_goes_on_where_the_weights_are(self) -> None:
+        """PyTorch's device without memory stands in for a GPU; a checkpoint is read to the CPU."""
+        engine = line()
+        engine.model.to("meta")
+        average = MovingAverage(engine, lambda: iter([]), 0.9)
+        average.load_state_dict({"average": {"w": torch.ones((), dtype=torch.float64)}})
+        average.after_step(engine, 1)
+        assert average.average["w"].is_meta
+
     def test_the_clock_stops_a_run_that_can_go_on(self, tmp_path: Path) -> None:
         plan = Plan(8, eval_every=2, checkpoint_every=2, micro_batch_size=4)
         validation = lambda: iter([Numbers().next()])  # noqa: E731
