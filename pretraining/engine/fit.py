@@ -286,10 +286,25 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go back to the run's newest checkpoint, in every process; return False if it has none."""
-        found = load_checkpoint(self.run, self.engine.model, self.restore, publish=self.world.is_main)
+        found = load_checkpoint(
+            self.run, self.engine.model, self.restore, publish=self.world.is_main, agree=self._agree
+        )
         if found and self.world.is_main:
             forget_metrics_after(self.run, self.steps)
         return found
+
+    def _agree(self, found: str) -> None:
+        """Check that all processes go on from the same."""
+        all_found = self.world.all(found)
+
+        def check() -> None:
+            if any(other != found for other in all_found):
+                raise InputError(
+                    f"the processes would go on from different steps of {self.run} ({', '.join(all_found)}): give "
+                    "each of them the same folder, on a disk that they share"
+                )
+
+        self.world.from_main(check)
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what a checkpoint holds."""
