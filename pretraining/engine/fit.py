@@ -235,7 +235,7 @@ class Trainer:
             first = self.steps - len(self.steps_since) + 1
             step = first + error.index if len(self.batches_since) == len(self.steps_since) else self.steps + 1
             path = self.run / "bad_batch" / f"step_{step:06d}_rank_{self.world.rank}.pt"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(path) as file:
                 torch.save({"step": step, "batches": self.batches_since[step - first]}, file)
             raise InputError(

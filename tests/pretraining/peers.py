@@ -5,6 +5,7 @@
 The main process writes what it was told to FOLDER/said.json.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -59,6 +60,11 @@ def main(data: Path, folder: Path) -> None:
         is_main = world.is_main
         config = AdvancedConfig(**vars(tiny(data, folder / "run", steps=LAST)), parallel="fsdp")
         said = {"together": said_by(train, config, world)}
+        machine = folder / f"machine{world.rank}"
+        machine.mkdir()
+        with contextlib.chdir(machine):  # the same relative path is a folder of each
+            said["fsdp apart"] = said_by(train, replace(config, out=Path("fsdp")), world)
+            said["ddp apart"] = said_by(train, replace(config, out=Path("ddp"), parallel="ddp", documents=True), world)
         longer = replace(config, steps=LAST + 1)
         with mock.patch.object(checkpoint, "_read", READ if is_main else newest_damaged):
             said["one reads another step"] = said_by(train, longer, world)

@@ -28,6 +28,21 @@ def test_they_train(said: dict[str, str]) -> None:
     assert said["together"] == "True"
 
 
+def test_fsdp_without_a_folder_that_all_see_is_refused_before_it_begins(said: dict[str, str], folder: Path) -> None:
+    assert said["fsdp apart"] == (
+        "InputError: process 1 does not see fsdp as the main one does, and under fsdp each writes its part of a "
+        "checkpoint there: choose an --out on a disk that all machines share, or another --parallel"
+    )
+    assert not list_checkpoints(folder / "machine0" / "fsdp")
+
+
+def test_under_ddp_the_main_process_alone_needs_the_folder(said: dict[str, str], folder: Path) -> None:
+    """Machines of a cluster of Modal share no disk."""
+    assert said["ddp apart"] == "True"
+    assert list_checkpoints(folder / "machine0" / "ddp")
+    assert not list((folder / "machine1").iterdir())
+
+
 def test_they_go_on_from_the_same_step(said: dict[str, str], folder: Path) -> None:
     run = folder / "run"
     assert said["one reads another step"] == (
