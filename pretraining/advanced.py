@@ -73,7 +73,7 @@ def _open(config: AdvancedConfig, world: World) -> tuple[AdvancedConfig, GPTConf
     def open_in_main() -> tuple[AdvancedConfig, GPTConfig]:
         if config.hellaswag is not None:
             read_examples(config.hellaswag)  # what is wrong with it is said before anything is written
-        chosen, model_config, data = open_run(choose_before_data(config, world))
+        chosen, model_config, data = open_run(choose_before_data(config, world), n_processes=world.size)
         if len(data["train"]) < world.size:
             raise InputError(
                 f"{config.data} has {len(data['train'])} blocks of {config.context_length} tokens for "

@@ -86,6 +86,13 @@ class AdvancedConfig(Config):
         """The fewest sequences that must fit into memory."""
         return self.micro_batch_size or 1
 
+    @property
+    def most_shared(self) -> str:
+        """The way in which processes share a step; where it is not chosen yet, that in which each holds least."""
+        if self.parallel != "auto":
+            return self.parallel
+        return "zero1" if self.optimizer == "galore" else "fsdp"  # GaLore looks at whole gradients
+
 
 def _gpt2(name: str, **settings: object) -> AdvancedConfig:
     """Return settings for a GPT-2 of some size, trained on blocks of 1,024 tokens."""

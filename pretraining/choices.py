@@ -52,8 +52,7 @@ def choose_parallel(config: AdvancedConfig, model_config: GPTConfig, world: Worl
         return config
     needed = _memory(config, model_config, rows=1).total
     there = SHARE_OF_MEMORY * total_memory(world.device)
-    small_enough = "zero1" if config.optimizer == "galore" else "fsdp"  # GaLore looks at whole gradients
-    parallel = "ddp" if needed < there else small_enough
+    parallel = "ddp" if needed < there else config.most_shared
     if world.is_main:
         log.info(
             "parallel %s: a step of one row needs %s, a device has %s",

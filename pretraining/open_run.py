@@ -56,11 +56,15 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 WORTH_COMPILING = {"cpu": 5000, "cuda": 200}
 
 
-def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]]:
+def open_run(config: Config, *, n_processes: int = 1) -> tuple[Config, GPTConfig, dict[str, BlockDataset]]:
     """Make the run directory, or check that the one there is this run.
 
     What is "auto" in a new run is decided now and stored, so that a resumed run is the same run. All is checked
     before anything is written or, with `fresh`, deleted.
+
+    Args:
+        config: what the user asked for.
+        n_processes: how many train together.
 
     Returns:
         the settings with nothing "auto" in them, the model's, and the data of "train" and "val".
@@ -75,9 +79,9 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
     shared = {name: value for name, value in vars(config).items() if name in model_fields}
     model_config = GPTConfig(vocab_size=tokenizer.vocab_size, **shared)
     if config.fresh or not (config.out / CONFIG).exists():
-        config = _begin(config, model_config, data, tokenizer)
+        config = _begin(config, model_config, data, tokenizer, n_processes)
     else:
-        config = _go_on(config, model_config, data, tokenizer)
+        config = _go_on(config, model_config, data, tokenizer, n_processes)
     if not (config.out / TOKENIZER).exists():
         tokenizer.save(config.out / TOKENIZER)
     return config, model_config, data
@@ -135,14 +139,16 @@ def delete_run(run: Path, ours: Sequence[str] = RUN_FILES) -> None:
     delete_ours(run, ours)
 
 
-def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
+def _begin(
+    config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer, n_processes: int
+) -> Config:
     """Make a new run directory; with `fresh`, in the place of the one that is there."""
     if config.fresh:
         check_deletable(config.out)
     elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
     config = _settled(config)
-    check_memory(config, model_config, pick_device(config.device))
+    check_memory(config, model_config, pick_device(config.device), n_processes)
     if config.fresh:
         delete_run(config.out)
     content = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
@@ -180,7 +186,9 @@ def store_config(run: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
+def _go_on(
+    config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer, n_processes: int
+) -> Config:
     """Return the settings of the run that is there, if they are what was asked for."""
     run = config.out
     stored = read_config(config.out)
@@ -207,7 +215,7 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
     config = replace(
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]
     )
-    check_memory(config, model_config, pick_device(config.device))
+    check_memory(config, model_config, pick_device(config.device), n_processes)
     forget_unfinished(run)
     changed = {"steps": config.steps, "device": config.device}
     if any(there[name] != value for name, value in changed.items()):

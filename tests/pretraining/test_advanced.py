@@ -1,5 +1,6 @@
 """The advanced trainer: the steps of the simple one, exact resume in any number of processes, one line for mistakes."""
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from pretraining import advanced, choices, simple
+from pretraining import advanced, choices, least_memory, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
 from pretraining.engine import World
@@ -168,6 +169,19 @@ class TestChoices:
         assert choices.choose_before_data(config, HERE).vocab_multiple == 1
         advanced.main(config)
         assert choices.choose_before_data(config, World(torch.device("cuda"))).vocab_multiple == 1
+
+    @pytest.mark.parametrize(("parallel", "fits"), [("ddp", False), ("zero1", True), ("fsdp", True), ("auto", True)])
+    def test_what_fits_in_parts_is_not_refused(
+        self, parallel: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GPT-2 XL on eight devices of 16 GB each: weights and gradients take 12.5 GB, the optimizer 6.6 GB."""
+        monkeypatch.setattr(least_memory, "total_memory", lambda device: 16e9)
+        config = dataclasses.replace(ADVANCED_PRESETS["gpt2-xl"], parallel=parallel, checkpoint_activations=True)
+        model = GPTConfig.preset("gpt2-xl", checkpoint_activations=True)
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="a training step would need 19"):
+            least_memory.check_memory(config, model, HERE.device, 8)
+        with pytest.raises(InputError, match="and cpu has 16.0 GB"):
+            least_memory.check_memory(config, model, HERE.device)
 
     def test_what_does_not_fit_is_sharded(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         two = World(torch.device("cpu"), 0, 2)
