@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.gpt import NOT_COUNTED
@@ -25,7 +26,9 @@ from pretraining.engine import (
 from pretraining.engine.callbacks import Callback, EarlyStopping, MovingAverage, Plateau, SpikeGuard, WallClock
 from pretraining.engine.engine import LossScale, NotFiniteError, split_batch, to_device
 from pretraining.engine.fit import Plan
+from pretraining.engine.zero import ZeroOne
 from pretraining.metrics import read_metrics
+from pretraining.optimizers.muon import Muon
 from pretraining.simple import learning_rate_factor
 from utils.files import InputError
 from utils.tracking import open_trackers
@@ -355,6 +358,27 @@ class TestWhenNumbersGoWrong:
 def test_processes_that_share_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="2 processes would each train a model of their own"):
         Engine(Line(), SquaredError(), sgd, Settings(), World(torch.device("cpu"), 0, 2))
+
+
+def test_zero_gathers_optimizer_state_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU of the main process may not hold the state of all. Tensors without memory stand in for those of a GPU."""
+    gathered: list[Tensor] = []
+
+    def gather(world: World, states: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
+        gathered.extend(value for state in states for value in state.values())
+        return [states]
+
+    monkeypatch.setattr(World, "gather", gather)
+    vector, matrix = (nn.Parameter(torch.ones(size)) for size in ((3,), (2, 2)))
+    optimizers = [torch.optim.AdamW([vector]), Muon([matrix])]
+    zero = ZeroOne(HERE)
+    zero.share(optimizers)
+    with FakeTensorMode():
+        for optimizer, size in zip(optimizers, (3, (2, 2)), strict=True):
+            part = optimizer.param_groups[0]["params"][0]
+            optimizer.state[part] = {"step": torch.ones(()), "mean": torch.ones(size, device="cuda")}
+        zero.whole_states(optimizers)
+    assert [value.device.type for value in gathered] == ["cpu"] * 4
 
 
 def test_batches_of_any_make_are_cut_and_moved() -> None:
