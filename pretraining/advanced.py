@@ -37,7 +37,7 @@ from pretraining.engine.callbacks import Callback, EarlyStopping, Machine, Movin
 from pretraining.engine.fit import Plan
 from pretraining.hellaswag import HellaSwag, read_examples, spread
 from pretraining.metrics import draw_loss
-from pretraining.open_run import CONFIG, open_run, training_in
+from pretraining.open_run import CONFIG, device_of, open_run, training_in
 from pretraining.optimizers import make_optimizers
 from utils.data_loading import ResumableLoader, one_pass
 from utils.files import InputError
@@ -61,7 +61,7 @@ def main(config: AdvancedConfig) -> bool:
             if the processes do not find one another; for a gradient that is no longer a number; for a checkpoint that
             cannot be written.
     """
-    with training_in(config.out, config.device, timeout=config.timeout) as world:
+    with training_in(config.out, device_of(config), timeout=config.timeout) as world:
         config, model_config, data = _open(config, world)
         _set_up_torch(config, world)
         return train(config, model_config, data, world)

@@ -238,6 +238,17 @@ def _check_steps(config: Config, planned: int) -> None:
         )  # fmt: skip
 
 
+def device_of(config: Config) -> str:
+    """Return the device that is asked for; if none is named, that of the run which is to go on.
+
+    Raises:
+        InputError: if this machine does not have it, or the run directory is damaged.
+    """
+    if config.device != "auto" or config.fresh or not (config.out / CONFIG).exists():
+        return config.device
+    return _device_to_go_on(config, read_config(config.out)["training"].get("device", "auto"))
+
+
 def _device_to_go_on(config: Config, began: str) -> str:
     """Return the device that a run goes on with: the one it was on, unless the user names another."""
     device = config.device

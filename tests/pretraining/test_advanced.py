@@ -17,7 +17,7 @@ from gpt_model import GPT, GPTConfig
 from pretraining import advanced, choices, least_memory, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
-from pretraining.engine import World
+from pretraining.engine import World, world
 from pretraining.metrics import read_metrics
 from tests.processes import finish, start
 from tests.tiny_run import tiny
@@ -189,6 +189,18 @@ class TestChoices:
         assert choices.choose_parallel(config, model, two).parallel == "ddp"
         monkeypatch.setattr(choices, "total_memory", lambda device: 1e5)
         assert choices.choose_parallel(config, model, two).parallel == "fsdp"
+
+
+def test_a_run_goes_on_where_it_was_though_there_is_another_device(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run on the CPU is resumed, with --device auto, on a machine with a GPU."""
+    config = tiny_advanced(data, tmp_path / "run", steps=1)
+    assert advanced.main(config)
+    picked: list[str] = []
+    monkeypatch.setattr(world, "pick_device", lambda name: picked.append(name) or HERE.device)
+    assert advanced.main(dataclasses.replace(config, device="auto", steps=2))
+    assert picked == ["cpu"]
 
 
 def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
