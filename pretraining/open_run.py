@@ -37,6 +37,7 @@ RUN_FILES = (
     *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
+    "hellaswag.json",
     "results.json",
     "snapshots/step_*.safetensors",
     *(f"train_state/step_*/{name}" for name in CHECKPOINT_FILES),
