@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +24,7 @@ from pretraining.metrics import read_metrics
 from tests.processes import finish, start
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
+from working_with_text_data.shards import write_shard
 
 HERE = World(torch.device("cpu"))
 
@@ -201,6 +204,23 @@ def test_a_run_goes_on_where_it_was_though_there_is_another_device(
     monkeypatch.setattr(world, "pick_device", lambda name: picked.append(name) or HERE.device)
     assert advanced.main(dataclasses.replace(config, device="auto", steps=2))
     assert picked == ["cpu"]
+
+
+def test_finewebs_shards_are_read_once_the_tokenizer_of_gpt2_lies_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command of the README; shards are named, and written, as FineWeb's are."""
+    tokens = np.random.default_rng(0).integers(0, 50257, 2000).astype(np.uint16)
+    (tmp_path / "fineweb").mkdir()
+    for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
+        write_shard(tmp_path / "fineweb" / name, tokens)
+    monkeypatch.chdir(tmp_path)
+    config = tiny_advanced(Path("fineweb"), tmp_path / "run", steps=1, d_model=8)
+    with pytest.raises(InputError, match=r"fineweb has no tokenizer, bpe\.json"):
+        advanced.main(config)
+    readme = (Path(advanced.__file__).parent / "README.md").read_text(encoding="utf-8")
+    exec(re.search(r'^python -c "(.*fineweb/bpe\.json.*)"$', readme, re.MULTILINE)[1])
+    assert advanced.main(config)
 
 
 def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:
