@@ -133,6 +133,7 @@ class Trainer:
         self._writing: Future | None = None  # of the checkpoint that is not complete yet
         self._complete: Callable[[], None] | None = None
         self.shown: dict[str, str] = {}  # beside the progress bar
+        self.lr_factor = 0.0  # of the last step
         self._forget()
 
     @property
@@ -169,10 +170,10 @@ class Trainer:
         """Take one step."""
         batches = split_batch(self.batches.next(), self.plan.micro_batch_size)
         self.batches_since.append(batches)
-        factor = self.schedule(self.steps) * math.prod(callback.lr_factor for callback in self.callbacks)
+        self.lr_factor = self.schedule(self.steps) * math.prod(callback.lr_factor for callback in self.callbacks)
         skip_above = min((callback.skip_above for callback in self.callbacks), default=math.inf)
         with self._bad_batch_kept():
-            self.steps_since.append(self.engine.step(batches, factor, skip_above=skip_above))
+            self.steps_since.append(self.engine.step(batches, self.lr_factor, skip_above=skip_above))
         self.steps += 1
         for callback in self.callbacks:
             callback.after_step(self.engine, self.steps)
@@ -191,7 +192,7 @@ class Trainer:
             "loss": sum(losses) / len(losses),
             "tokens_per_second": round(count / seconds),
             "gradient_norm": sum(norms) / len(norms),
-            "lr_factor": self.schedule(self.steps - 1),
+            "lr_factor": self.lr_factor,
         }
         if skipped := sum(step.skipped for step in since):
             entry["skipped"] = skipped

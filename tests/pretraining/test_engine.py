@@ -226,6 +226,12 @@ class TestCallbacks:
             factors.append(plateau.lr_factor)
         assert factors == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
 
+    def test_the_learning_rate_that_was_taken_is_logged(self, tmp_path: Path) -> None:
+        plateau = Plateau(patience=1)
+        plateau.best = 0.0  # which no evaluation reaches
+        run(tmp_path, 6, plateau)
+        assert [line["lr_factor"] for line in read_metrics(tmp_path)] == [1, 0.5, 0.25]
+
     def test_spikes_are_told_from_the_median_and_do_not_move_it(self) -> None:
         guard = SpikeGuard(4, skip=True, history=3)
         entry: dict[str, float] = {}
