@@ -133,7 +133,9 @@ def _fits(try_rows: Callable[[int], None], size: int) -> bool:
 def passes(engine: Engine, objective: Objective, make_batch: Callable[[int], Batch]) -> Callable[[int], None]:
     """Return a function that takes a forward and backward pass with some number of sequences, and leaves no gradient.
 
-    What the optimizer is going to remember is held meanwhile, since it comes with the first step only.
+    What the optimizer is going to remember is held meanwhile, since it comes with the first step only. The pass is not
+    compiled. Where the run is, its steps need less: each size would take a compilation of its own here, and PyTorch
+    makes code for any size out of several, which may be slower than code for one.
     """
 
     def try_rows(rows: int) -> None:
