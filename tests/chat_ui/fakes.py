@@ -33,6 +33,7 @@ from chat_ui.engine import (
 )
 from gpt_model import GPTConfig
 
+Serve = Callable[..., Any]  # the fixture `house`
 TINY = GPTConfig(vocab_size=300, context_length=64, d_model=8, n_layers=1, n_heads=1)
 
 
@@ -258,3 +259,20 @@ class Page:
         if self.socket.eio.http is not None:  # which a refused connection leaves open
             await self.socket.eio.http.close()
         await self.http.aclose()
+
+
+class House:
+    """A server, its parts, and the pages that are open."""
+
+    def __init__(self, base: str, app: Any, service: FakeService) -> None:
+        self.base = base
+        self.chat = app.state.chat
+        self.service = service
+        self.pages: list[Page] = []
+
+    def page(self) -> Page:
+        self.pages.append(Page(self.base))
+        return self.pages[-1]
+
+    async def open(self, **settings: Any) -> Page:
+        return await self.page().open(**settings)

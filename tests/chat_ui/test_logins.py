@@ -1,0 +1,89 @@
+"""A login lets in whom it should, and nobody once it has ended, whatever carries it."""
+
+import asyncio
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+from argon2 import PasswordHasher
+
+from chat_ui import accounts as accounts_module
+from chat_ui.accounts import Accounts
+from tests.chat_ui.fakes import House, Page, Serve
+
+PASSWORD = "correct horse"
+
+
+@pytest.fixture
+def accounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Accounts:
+    """Accounts of ada and bob, whose passwords cost little to check."""
+    monkeypatch.setattr(accounts_module, "HASHER", PasswordHasher(time_cost=1, memory_cost=64))
+    made = Accounts(tmp_path / "state" / "accounts.json")
+    for name in ("ada", "bob"):
+        made.add(name, PASSWORD)
+    return made
+
+
+async def logged_in(house: House, name: str) -> Page:
+    page = house.page()
+    assert (await page.log_in(name, PASSWORD)).status_code == 200
+    return page
+
+
+def carriers(token: str) -> list[dict[str, str]]:
+    """Return the headers in which Chainlit finds a token."""
+    half = len(token) // 2
+    return [
+        {"Cookie": f"access_token={token}"},
+        {"Cookie": f'x={{"a":1}}; access_token={token}'},
+        {"Cookie": f"a b=1; access_token={token}"},
+        {"Cookie": f"access_token_0={token[:half]}; access_token_1={token[half:]}"},
+        {"Authorization": f"Bearer {token}"},
+    ]
+
+
+async def opens(base: str, headers: dict[str, str] | list[tuple[str, str]]) -> bool:
+    """Return whether a socket with some headers is accepted: socketio's own client would change its cookies."""
+    url = f"{base}/ws/socket.io/?EIO=4&transport=websocket"
+    async with aiohttp.ClientSession() as client:
+        try:
+            async with client.ws_connect(url, headers=headers) as socket:
+                await socket.receive_str()  # the greeting of the layer below
+                await socket.send_str("40" + json.dumps({"sessionId": str(uuid.uuid4())}))
+                return (await socket.receive_str()).startswith("40")
+        except aiohttp.WSServerHandshakeError:
+            return False
+
+
+async def answers(client: httpx.AsyncClient, base: str, token: str) -> list[tuple[Any, ...]]:
+    """Return what each carrier of a token gets from the page's addresses, and whether its socket opens."""
+    found = []
+    for headers in carriers(token):
+        user = await client.get("/user", headers=headers)
+        threads = await client.post(
+            "/project/threads", headers=headers, json={"pagination": {"first": 5}, "filter": {}}
+        )
+        found.append((user.status_code, threads.status_code, await opens(base, headers)))
+    return found
+
+
+@pytest.mark.usefixtures("accounts")
+@pytest.mark.parametrize("end", ["logout", "removal"])
+def test_a_login_that_has_ended_lets_nobody_in_whatever_carries_it(house: Serve, accounts: Accounts, end: str) -> None:
+    async def scenario() -> None:
+        async with house(host="0.0.0.0") as home, httpx.AsyncClient(base_url=home.base) as client:
+            ada = await logged_in(home, "ada")
+            token = ada.http.cookies["access_token"]
+            by_header = (200, 200, False)  # a socket takes cookies only
+            assert await answers(client, home.base, token) == [(200, 200, True)] * 4 + [by_header]
+            if end == "logout":
+                assert (await client.post("/logout", headers=carriers(token)[1])).status_code == 200
+            else:
+                accounts.remove("ada")
+            assert await answers(client, home.base, token) == [(401, 401, False)] * 5
+
+    asyncio.run(scenario())
