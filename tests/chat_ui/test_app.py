@@ -409,6 +409,23 @@ def test_an_answer_that_a_killed_server_left(house: Serve, monkeypatch: pytest.M
     play(scenario())
 
 
+def test_a_conversation_that_is_deleted_does_not_come_back(house: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SAVE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            deleted = await page.http.request("DELETE", "/project/thread", json={"threadId": page.thread()})
+            assert deleted.status_code == 200
+            await page.ended(1)  # nobody told it to stop
+            assert page.below()[-1]["figures"][-1] == "stopped"
+            assert await home.chat.history.get_thread(page.thread()) is None
+
+    play(scenario())
+
+
 def refuse_rude_words(said: str) -> str | None:
     return "Please be polite." if "rude" in said else None
 

@@ -185,10 +185,19 @@ def test_a_thread_that_is_deleted_meanwhile(play: Callable[[Scenario], None]) ->
         other_server = History(history.engine)
         with acting("ada", thread):
             await history.create_step(step(thread, "one"))
-            await other_server.delete_thread(thread)
-            await history.create_step(step(thread, "two"))
-        assert history.problem is None
-        assert await history.get_thread(thread) is None
+            answer = step(thread, "an answer", type="assistant_message")
+            for deleting in (other_server, history):  # while an answer is being written, which is saved again and again
+                await deleting.delete_thread(thread)
+                for _ in range(3):
+                    await history.save_step(answer, below(answer["id"], thread, "Answer", {}))
+                assert history.problem is None
+                assert history.is_deleted(thread)
+                assert await history.get_thread(thread) is None
+                await history.create_step(step(thread, "asked on another page"))
+                assert not history.is_deleted(thread)
+                found = await history.get_thread(thread)
+                assert found is not None
+                assert [row["output"] for row in found["steps"]] == ["asked on another page"]
 
     play(scenario)
 
