@@ -13,6 +13,8 @@ from argon2 import PasswordHasher
 
 from chat_ui import accounts as accounts_module
 from chat_ui.accounts import Accounts
+from chat_ui.audit import Audit
+from chat_ui.logins import Logins
 from tests.chat_ui.fakes import House, Page, Serve
 
 PASSWORD = "correct horse"
@@ -87,3 +89,21 @@ def test_a_login_that_has_ended_lets_nobody_in_whatever_carries_it(house: Serve,
             assert await answers(client, home.base, token) == [(401, 401, False)] * 5
 
     asyncio.run(scenario())
+
+
+def test_what_is_no_name_fills_no_memory(accounts: Accounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = Audit(tmp_path / "audit.jsonl")
+    logins = Logins("0.0.0.0", accounts, (), None, audit)  # type: ignore[arg-type]
+    checked = []
+    verify = accounts.verify
+    monkeypatch.setattr(accounts, "verify", lambda name, password: checked.append(name) or verify(name, password))
+
+    async def scenario() -> None:
+        for name in ("x" * 1_000_000, "two words", "", "nobody"):
+            assert await logins.with_password(name, PASSWORD) is None
+        assert await logins.with_password("ada", PASSWORD)
+
+    asyncio.run(scenario())
+    audit.close()
+    assert len(checked) == 5  # each takes as long
+    assert list(logins._failures._events) == ["nobody"]
