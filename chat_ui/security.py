@@ -141,13 +141,14 @@ class Security:
         from chainlit.auth import reuseable_oauth
 
         path = scope["path"]
+        ends = path == "/logout" and scope["type"] == "http" and scope["method"] == "POST"
         protected = scope["type"] == "websocket" or path.startswith(PROTECTED)
-        if _is_public(path) or not (protected or path == "/logout"):
+        if _is_public(path) or not (protected or ends):
             return None
         token = await reuseable_oauth(HTTPConnection(scope))  # what Chainlit finds: in cookies, or in a header
         if not token:
             return None
-        if path == "/logout":
+        if ends:
             await self.logins.revoke(token)
         elif not await self.logins.is_valid(token):
             return 401, "this login has ended"

@@ -91,6 +91,22 @@ def test_a_login_that_has_ended_lets_nobody_in_whatever_carries_it(house: Serve,
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures("accounts")
+def test_no_link_logs_a_reader_out(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(host="0.0.0.0") as home:
+            ada = await logged_in(home, "ada")
+            for method in ("GET", "HEAD", "OPTIONS", "PUT"):
+                foreign = {"Sec-Fetch-Site": "cross-site"}
+                assert (await ada.http.request(method, "/logout", headers=foreign)).status_code == 405
+                assert (await ada.http.get("/user")).status_code == 200
+            foreign = {"Origin": "https://evil.example"}
+            assert (await ada.http.post("/logout", headers=foreign)).status_code == 403
+            assert (await ada.http.get("/user")).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_what_is_no_name_fills_no_memory(accounts: Accounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     audit = Audit(tmp_path / "audit.jsonl")
     logins = Logins("0.0.0.0", accounts, (), None, audit)  # type: ignore[arg-type]
