@@ -82,7 +82,10 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Serves the app with a fake engine."""
     import chainlit.data
     from chainlit.config import config as chainlit_config
+    from chainlit.session import ws_sessions_id, ws_sessions_sid
 
+    for sessions in (ws_sessions_id, ws_sessions_sid):  # of an earlier test, whose event loop ended before they did
+        sessions.clear()
     monkeypatch.delenv("DATABASE_URL", raising=False)
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from chat_ui import accounts as accounts_module
+from chat_ui import logins as logins_module
 from chat_ui.accounts import Accounts
 from chat_ui.audit import Audit
 from chat_ui.logins import Logins
@@ -79,7 +80,7 @@ def test_a_login_that_has_ended_lets_nobody_in_whatever_carries_it(house: Serve,
     async def scenario() -> None:
         async with house(host="0.0.0.0") as home, httpx.AsyncClient(base_url=home.base) as client:
             ada = await logged_in(home, "ada")
-            token = ada.http.cookies["access_token"]
+            token = ada.token
             by_header = (200, 200, False)  # a socket takes cookies only
             assert await answers(client, home.base, token) == [(200, 200, True)] * 4 + [by_header]
             if end == "logout":
@@ -103,6 +104,60 @@ def test_no_link_logs_a_reader_out(house: Serve) -> None:
             foreign = {"Origin": "https://evil.example"}
             assert (await ada.http.post("/logout", headers=foreign)).status_code == 403
             assert (await ada.http.get("/user")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["logout", "removal", "expiry"])
+def test_an_open_page_ends_with_its_login(
+    house: Serve, accounts: Accounts, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with house(host="0.0.0.0") as home:
+            ada, bob = await logged_in(home, "ada"), await logged_in(home, "bob")
+            for page in (ada, bob):
+                await page.open()
+                assert (await page.ask("hello"))["output"] == "demo heard: hello "
+            if end == "logout":
+                assert (await ada.http.post("/logout")).status_code == 200
+            elif end == "removal":
+                accounts.remove("ada")
+            else:
+                monkeypatch.setattr(logins_module, "_payload", lambda token: None)
+            await ada.send("still here?")
+            async with asyncio.timeout(5):
+                await ada.socket.wait()  # it is thrown out
+            assert ada.of("reload")  # which shows where to log in
+            assert len(home.service.requests) == 2
+            if end != "expiry":
+                assert (await bob.ask("and I"))["output"] == "demo heard: and I "
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("accounts")
+def test_a_page_goes_on_with_a_new_login(house: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its socket breaks off, and the reader has logged out and in again before it is back."""
+    from chainlit.config import config
+
+    async def scenario() -> None:
+        async with house(host="0.0.0.0") as home:
+            monkeypatch.setattr(config.project, "session_timeout", 5)
+            before = await logged_in(home, "ada")
+            await before.open()
+            await before.ask("hello")
+            await before.socket.disconnect()
+            ended = before.token
+            await before.http.post("/logout")
+            monkeypatch.setattr(config.project, "user_session_timeout", 1000)  # or else it is the same token
+            after = await logged_in(home, "ada")
+            after.session = before.session
+            await after.connect()
+            await after.send("and more")
+            await after.shows("demo heard: and more ")
+            # two headers, of which the parts of Chainlit do not read the same one
+            for tokens in ([ended, after.token], [after.token, ended]):
+                assert not await opens(home.base, [("Cookie", f"access_token={token}; x=") for token in tokens])
 
     asyncio.run(scenario())
 
