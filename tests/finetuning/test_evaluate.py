@@ -95,6 +95,9 @@ def test_what_cannot_be_evaluated_is_one_line(
         evaluate.main(Config(run=tuned, data=tmp_path / "empty.jsonl", out=out))
     with pytest.raises(InputError, match="must begin with http"):
         evaluate.main(Config(run=tuned, data=held_out, out=out, judge="nowhere"))
+    context = read_config(tuned)["model"]["context_length"]
+    with pytest.raises(InputError, match=f"--max-new-tokens {context} .* must be less than {context}, the context"):
+        evaluate.main(Config(run=tuned, data=held_out, out=out, max_new_tokens=context))
     untraceable = shutil.copytree(tuned, tmp_path / "untraceable")
     stored = read_config(untraceable)
     del stored["training"]["base"]

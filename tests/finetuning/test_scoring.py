@@ -1,5 +1,6 @@
 """What answers are measured by: against the packages' own figures, sums by hand, and judges of known character."""
 
+import dataclasses
 import json
 import math
 import socket
@@ -190,6 +191,22 @@ def test_answers_are_not_asked_for_twice(model: tuple[GPT, Tokenizer], tmp_path:
         said for row, said in enumerate(answers) if row != known["row"]
     ]
     assert ask(system, records, path, max_new_tokens=3, batch_size=2)[known["row"]] != "kept"
+
+
+def test_it_is_said_how_many_prompts_are_cut(
+    model: tuple[GPT, Tokenizer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    context = 512
+    roomy = GPT(dataclasses.replace(model[0].config, context_length=context)).eval()
+    system = System("after", roomy, model[1], TEMPLATES["alpaca"])
+    long = Record(2, Conversation.ask("word " * context).then("assistant", "So."))
+    for records in ([record(1, "x")], [record(1, "x"), long]):
+        ask(system, records, tmp_path / "answers.jsonl", max_new_tokens=1, batch_size=2)
+    assert [each.message.split(" for the")[0] for each in caplog.records] == [
+        f"1 of 2 prompts are cut to their last {context - 1} tokens"
+    ]
+    with pytest.raises(InputError, match="leaves no room for the question"):
+        ask(system, records, tmp_path / "answers.jsonl", max_new_tokens=context, batch_size=2)
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
