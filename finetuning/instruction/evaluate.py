@@ -92,11 +92,11 @@ class Config:
     judge_model: str = "gpt-4o-mini"
     """Which model of that endpoint."""
     judged: Count = 50
-    """Questions that it compares."""
+    """Questions that it compares, a share of each category."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU if there is one."""
     seed: Seed = 0
-    """Decides which questions are asked, and the bootstrap."""
+    """Decides which questions are asked and judged, and the bootstrap."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -135,7 +135,8 @@ def main(config: Config) -> dict[str, Any]:
         result, answered = examine(config, systems, records, out)
         store(out, result, answered)
         if judge is not None:  # last, since it may not answer
-            result["judge"] = compare(judge, answered[: config.judged], AFTER, BEFORE, config.seed)
+            judged = stratified([each.category for each in answered], config.judged, config.seed)
+            result["judge"] = compare(judge, [answered[place] for place in judged], AFTER, BEFORE, config.seed)
             store(out, result, answered)
     for row in result["measures"]:
         if row["category"] == ALL:
