@@ -132,6 +132,8 @@ class Live:
                 return
             except TimeoutError:
                 await self.history.save_step(self.message.to_dict() | {"streaming": False})
+                if self.history.is_deleted(self.message.thread_id):
+                    self.stop()
 
     async def _finish(self) -> None:
         from chainlit.chat_context import chat_contexts

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request
 
-from chat_ui.accounts import Accounts
+from chat_ui.accounts import NAME, Accounts
 from chat_ui.audit import Audit
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
@@ -101,14 +101,17 @@ class Logins:
         """Return the user whose name and password these are; None if they are not."""
         import chainlit as cl
 
-        if self._failures.wait(username):
-            self.audit.write("login refused", user=username[:64], why="too many wrong passwords")
+        is_name = NAME.fullmatch(username) is not None  # what is none, and may be a megabyte long, is not remembered
+        if is_name and self._failures.wait(username):
+            self.audit.write("login refused", user=username, why="too many wrong passwords")
             raise HTTPException(429, "Too many wrong passwords: wait some minutes.")
-        if await asyncio.to_thread(self.accounts.verify, username, password):
+        is_right = await asyncio.to_thread(self.accounts.verify, username, password)  # takes its time for any name
+        if is_name and is_right:
             self._failures.forget(username)
             self.audit.write("login", user=username)
             return cl.User(identifier=username)
-        self._failures.allow(username)
+        if is_name:
+            self._failures.allow(username)
         self.audit.write("login refused", user=username[:64], why="wrong password")
         return None
 

@@ -166,7 +166,7 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    guard.install(sio, chat)
+    guard.install(sio, chat, logins)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)
