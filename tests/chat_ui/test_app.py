@@ -523,6 +523,15 @@ def test_memory_is_freed_when_a_page_closes(house: Serve) -> None:
                 page = await home.open()
                 await page.ask("hello")
                 await page.close()
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            await page.close()
+            async with asyncio.timeout(5):
+                while page.session in ws_sessions_id:
+                    await asyncio.sleep(0.01)
+            home.service.go_on = lambda: True  # it is finished when the page has been closed
+            await asyncio.wait(home.chat.tasks.values())
             for kept in (chat_contexts, ws_sessions_id, user_sessions):
                 async with asyncio.timeout(5):
                     while any(page.session in kept for page in home.pages):
