@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,9 @@ class History:
     @_writes
     async def revoke(self, digest: str, until: int) -> None:
         """Remember that a login has ended, by the digest of its token, until it would have expired (Unix time)."""
+        over = delete(REVOKED).where(REVOKED.c.until <= int(time.time()))
         async with writing(self.engine) as connection:
+            await connection.execute(over)
             await connection.execute(self._insert(REVOKED).values(digest=digest, until=until).on_conflict_do_nothing())
 
     @_reads

@@ -436,13 +436,16 @@ def test_a_content_filter_refuses_questions_and_answers(house: Serve, tmp_path: 
         async with house(content_filter=name) as home:
             page = await home.open()
             assert (await page.ask("a rude question"))["output"] == "Please be polite."
+            await page.socket.emit("chat_settings_change", {"system_prompt": "Be rude."})
+            assert (await page.ask("a question"))["output"] == "Please be polite."
+            await page.socket.emit("chat_settings_change", {"system_prompt": ""})
             assert not home.service.requests
             home.service.models.infos[0] = model("rude")
             answer = await page.ask("a question", model="rude")
             assert answer["output"] == ""
             assert page.below()[-1]["error"] == "The content filter has removed this answer."
             entries = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
-            assert [entry["event"] for entry in entries] == ["open", "message", "message", "answer"]
+            assert [entry["event"] for entry in entries] == ["open", *["message"] * 3, "answer"]
             assert entries[-1]["reason"] in ("stop", "cancelled", "error")
             assert "text" not in entries[1]
 
@@ -520,6 +523,15 @@ def test_memory_is_freed_when_a_page_closes(house: Serve) -> None:
                 page = await home.open()
                 await page.ask("hello")
                 await page.close()
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            await page.close()
+            async with asyncio.timeout(5):
+                while page.session in ws_sessions_id:
+                    await asyncio.sleep(0.01)
+            home.service.go_on = lambda: True  # it is finished when the page has been closed
+            await asyncio.wait(home.chat.tasks.values())
             for kept in (chat_contexts, ws_sessions_id, user_sessions):
                 async with asyncio.timeout(5):
                     while any(page.session in kept for page in home.pages):

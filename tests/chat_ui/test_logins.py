@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import aiohttp
 import httpx
@@ -12,9 +15,11 @@ import pytest
 from argon2 import PasswordHasher
 
 from chat_ui import accounts as accounts_module
+from chat_ui import database
 from chat_ui import logins as logins_module
 from chat_ui.accounts import Accounts
 from chat_ui.audit import Audit
+from chat_ui.history import History
 from chat_ui.logins import Logins
 from tests.chat_ui.fakes import House, Page, Serve
 
@@ -178,3 +183,41 @@ def test_what_is_no_name_fills_no_memory(accounts: Accounts, tmp_path: Path, mon
     audit.close()
     assert len(checked) == 5  # each takes as long
     assert list(logins._failures._events) == ["nobody"]
+
+
+def test_ended_logins_are_forgotten_when_they_would_have_expired(
+    accounts: Accounts, database_url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chainlit.auth.jwt import create_jwt
+    from chainlit.user import User
+
+    token = create_jwt(User(identifier="ada"))
+    later = int(time.time()) + 10**6
+
+    async def scenario() -> None:
+        history = History(database.connect(database_url, tmp_path / "history.sqlite"))
+        await database.migrate(history.engine)
+        await history.revoke("old", 1)
+        await history.revoke("new", later)
+        assert await history.revoked(0) == {"new"}
+
+        audit = Audit(tmp_path / "audit.jsonl")
+        logins = Logins("0.0.0.0", accounts, (), history, audit)
+        assert await logins.is_valid(token)
+        with monkeypatch.context() as patch:
+            patch.setattr(history, "revoke", AsyncMock())  # the database does not answer
+            await logins.revoke(token)
+        logins._revoked.add("expired")
+        logins._revoked_at -= 60
+        assert not await logins.is_valid(token)
+        assert logins._revoked == {"new"}
+        assert len(logins._ended) == 1
+        monkeypatch.setattr(logins_module, "time", SimpleNamespace(time=lambda: later, monotonic=time.monotonic))
+        logins._revoked_at -= 60
+        await logins.is_valid(token)
+        assert not logins._revoked
+        assert not logins._ended
+        audit.close()
+        await history.close()
+
+    asyncio.run(scenario())
