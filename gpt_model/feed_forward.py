@@ -16,7 +16,7 @@ from gpt_model.config import GPTConfig
 
 
 class FeedForward(nn.Module):
-    """Widen four times, bend, narrow: (..., C) to (..., C)."""
+    """Widen four times, apply the non-linearity, narrow: (..., C) to (..., C)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

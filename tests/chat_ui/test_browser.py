@@ -260,6 +260,12 @@ def edit(window: Window) -> None:
     assert page.locator('[data-step-type="user_message"]').inner_text() == "Mr. Knightley"
 
 
+def wait_for_sides(page: Any, where: str) -> None:
+    """Wait until the boxes of two answers, a and b, lie so: the page makes them anew when they are complete."""
+    boxes = "[...document.querySelectorAll('.compare-side')].map(side => side.getBoundingClientRect())"
+    page.wait_for_function(f"() => {{ const [a, b] = {boxes}; return b && {where} }}")
+
+
 def compare(window: Window) -> None:
     page = window.page
     window.choose("compare", "and emma")
@@ -269,9 +275,7 @@ def compare(window: Window) -> None:
     page.wait_for_function(streaming)
     window.stop()
     window.finished(3)
-    left, right = (page.locator(".compare-side").nth(side).bounding_box() for side in (0, 1))
-    assert left["y"] == right["y"]
-    assert left["x"] + left["width"] < right["x"]
+    wait_for_sides(page, "a.top === b.top && a.right < b.left")
     page.locator(".compare-choose").nth(1).click()
     page.wait_for_selector(".compare-choose:disabled:has-text('The conversation goes on')")
 
@@ -314,8 +318,7 @@ def dark_and_small(browser: Any, server: Server, thread: str, state: Any) -> Non
     page.goto(f"{server.base}/thread/{thread}")
     page.wait_for_selector(".compare")
     assert window.shows_dark()
-    first, second = (page.locator(".compare-side").nth(side).bounding_box() for side in (0, 1))
-    assert first["y"] + first["height"] <= second["y"]
+    wait_for_sides(page, "a.bottom <= b.top")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.locator("#chat-submit").bounding_box()["x"] < 330
     page.click("#theme-toggle")
