@@ -71,7 +71,8 @@ def router(
     Args:
         service: the engine.
         authorize: called with each request before anything else; raises HTTPException for one that may not be made.
-        refuse: a content filter: given the whole prompt, and each answer so far, returns why it is refused, or None.
+        refuse: a content filter: given each text of a prompt, and each answer so far, returns why it is refused, or
+            None.
         longest: tokens of an answer at most; a request for more gets that many.
     """
     routes = APIRouter()
@@ -132,7 +133,7 @@ class _Api:
             raise ApiError(400, f"the body is not JSON: {error}") from error
         except InputError as error:
             raise ApiError(400, str(error)) from error
-        answers = self._submit(body)
+        answers = await self._submit(body)
         writer = Writer(
             self.service.models.info(body.model), kind is ChatRequest, body.stream, body.stream and body.includes_usage
         )
@@ -156,7 +157,7 @@ class _Api:
         stream = self._stream(merged, first, answers, writer)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    def _submit(self, body: Any) -> list[Answer]:
+    async def _submit(self, body: Any) -> list[Answer]:
         """Hand a request to the engine.
 
         Raises:
@@ -167,7 +168,7 @@ class _Api:
             info = self.service.models.info(body.model)
             requests = body.requests(info, self.longest)
             if self.refuse is not None:
-                for reason in map(self.refuse, _texts(body)):
+                for reason in map(self.refuse, await asyncio.to_thread(self._texts, body)):
                     if reason is not None:
                         raise ApiError(400, reason, code="content_filter")
             for request in requests:
@@ -181,6 +182,19 @@ class _Api:
                 answer.cancel()
             raise ApiError(429, str(error), "rate_limit_error", "queue_full") from error
         return answers
+
+    def _texts(self, body: Any) -> list[str]:
+        """Return the texts that somebody sent, also those sent as ids of tokens, as the model reads them.
+
+        Raises:
+            InputError: if the ids are for a model without a tokenizer.
+        """
+        if isinstance(body, ChatRequest):
+            return [message.text for message in body.messages]
+        if isinstance(body.prompts[0], str):
+            return list(body.prompts)
+        tokenizer = self.service.models.tokenizer(body.model)
+        return [tokenizer.decode(ids) for ids in body.prompts]
 
     def _check(self, finished: Finished, text: str) -> None:
         """Check that an answer may be given.
@@ -243,14 +257,6 @@ def _failure(finished: Finished) -> ApiError:
 
 def _sse(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
-
-
-def _texts(body: Any) -> list[str]:
-    """Return the texts that somebody sent."""
-    if isinstance(body, ChatRequest):
-        return [message.text for message in body.messages]
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    return [prompt for prompt in prompts if isinstance(prompt, str)]
 
 
 async def _chain(first: tuple[int, Event], rest: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[tuple[int, Event]]:

@@ -238,7 +238,7 @@ class App:
             await tell(NO_MODEL)
             return
         self.audit.write("message", text=message.content, models=[info.name for info in infos], **who())
-        if self.refuse is not None and (reason := self.refuse(message.content)):
+        if self.refuse is not None and (reason := self.refuse(message.content) or self.refuse(settings.system_prompt)):
             await tell(reason)
             return
         try:

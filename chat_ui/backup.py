@@ -5,8 +5,9 @@
 
 The database is that of the server: DATABASE_URL, or the file in its state folder. A backup is one consistent view of
 it: a first line that says what it is, a line per row, and a last line with their count, so that half a file is told
-from a whole one. Rows that are there already stay as they are, so restoring twice does no harm; and a backup of one
-kind of database can be restored into the other.
+from a whole one. Rows that are there already stay as they are, so restoring twice does no harm; what a user said comes
+back to the user of that name, whose id may be another one by now; and a backup of one kind of database can be restored
+into the other.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from typing import Any
 
 from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from chat_ui import database
 from utils.command_line import run
@@ -64,8 +65,12 @@ def main(config: Config) -> None:
     engine = database.connect(url, file)
     try:
         rows = asyncio.run(_run(engine, config))
+    except IntegrityError as error:
+        raise InputError(
+            f"{config.restore} cannot be restored, since its rows do not fit together: {_in_short(error.orig)}"
+        ) from error
     except SQLAlchemyError as error:
-        raise InputError(f"the database does not answer: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"the database does not answer: {_in_short(error)}") from error
     print(f"{rows:,} rows {'written' if config.to else 'restored'}")
 
 
@@ -101,15 +106,29 @@ async def restore(engine: AsyncEngine, path: Path) -> int:
 
     Raises:
         InputError: if the file is not a whole backup, or one of a newer version.
+        IntegrityError: if a row refers to one that is neither in the backup nor in the database.
     """
     _check_whole(path)
     insert = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert
     n_rows = 0
+    ids: dict[str, str] = {}  # of users: in the backup, and in the database
     async with database.writing(engine) as connection:
         for table, rows in _batches(path):
+            if table is database.THREADS:
+                rows = [row | {"user_id": ids.get(row["user_id"], row["user_id"])} for row in rows]
             await connection.execute(insert(table).on_conflict_do_nothing(), rows)
+            if table is database.USERS:
+                ids |= await _ids_of(connection, rows)
             n_rows += len(rows)
     return n_rows
+
+
+async def _ids_of(connection: AsyncConnection, users: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the ids that users of a backup have in the database, where somebody of their name may have been before."""
+    names = [user["identifier"] for user in users]
+    query = select(database.USERS.c.identifier, database.USERS.c.id).where(database.USERS.c.identifier.in_(names))
+    here: dict[str, str] = dict((await connection.execute(query)).all())
+    return {user["id"]: here[user["identifier"]] for user in users if user["identifier"] in here}
 
 
 def _check_whole(path: Path) -> None:
@@ -150,6 +169,10 @@ def _batches(path: Path) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
             batch.append(dict(zip(table.columns.keys(), content[1:], strict=True)))
     if batch:
         yield current, batch
+
+
+def _in_short(error: object) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _is_backup(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """The optional content filter: one function that looks at a text, and says why it is refused.
 
-`--content-filter my_rules:refuse` names it by module and function. It is asked about each message, and about an answer
-whenever some of it is about to be shown, so it should take microseconds.
+`--content-filter my_rules:refuse` names it by module and function. It is asked about each message, the system prompt
+and each prompt of the API, and about an answer whenever some of it is about to be shown, so it should take
+microseconds.
 """
 
 import importlib

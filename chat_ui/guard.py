@@ -7,19 +7,26 @@ So each event that we need is taken here, and put into the form in which the app
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from starlette.requests import cookie_parser
 
 from chat_ui.app import App, tell
 from chat_ui.database import now
+from chat_ui.logins import Logins
 from chat_ui.rows import is_uuid
 from chat_ui.settings import LIMITS
 from chat_ui.texts import LONGEST_MESSAGE, clean
 
 if TYPE_CHECKING:
     import socketio
+    from chainlit.session import WebsocketSession
+
+Find: TypeAlias = "Callable[[str], Awaitable[WebsocketSession | None]]"
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +36,20 @@ OWN_EVENTS = ("connect", "connection_successful", "disconnect", "clear_session")
 LONGEST_NAME = 200  # of a model
 
 
-def install(sio: socketio.AsyncServer, app: App) -> None:
+def install(sio: socketio.AsyncServer, app: App, logins: Logins) -> None:
     """Put the gate before Chainlit's handlers."""
     import chainlit.socket
 
+    find = functools.partial(_find_session, sio, logins)
     handlers: dict[str, Callable[..., Awaitable[Any]]] = sio.handlers["/"]
     for event in set(handlers) - set(OWN_EVENTS):
         del handlers[event]
-    handlers["connect"] = _connect(chainlit.socket.connect, app)
-    handlers["connection_successful"] = _once(chainlit.socket.connection_successful)
-    sio.on("client_message", _in_session(_message, app))
-    sio.on("edit_message", _in_session(_edit, app))
-    sio.on("chat_settings_change", _in_session(_settings, app))
-    sio.on("stop", _in_session(_stop, app))
+    handlers["connect"] = _connect(chainlit.socket.connect, app, logins)
+    handlers["connection_successful"] = _once(chainlit.socket.connection_successful, find)
+    sio.on("client_message", _in_session(_message, app, find))
+    sio.on("edit_message", _in_session(_edit, app, find))
+    sio.on("chat_settings_change", _in_session(_settings, app, find))
+    sio.on("stop", _in_session(_stop, app, find))
     sio.eio.max_http_buffer_size = LARGEST_EVENT
     sio.eio.transports = ["websocket"]
     _forget_ended_sessions()
@@ -61,9 +69,26 @@ def _forget_ended_sessions() -> None:
     WebsocketSession.delete = forgetting  # type: ignore[method-assign]
 
 
-def _connect(connect: Callable[..., Awaitable[Any]], app: App) -> Callable[..., Awaitable[Any]]:
+async def _find_session(sio: socketio.AsyncServer, logins: Logins, sid: str) -> WebsocketSession | None:
+    """Return the session of a socket; None if there is none, or its login has ended, which ends the socket too."""
+    from chainlit.session import WebsocketSession
+
+    session = WebsocketSession.get(sid)
+    if session is None or await _may_stay(logins, session.token):
+        return session
+    await session.emit("reload", {})  # upon which the page shows where to log in
+    await sio.disconnect(sid)
+    return None
+
+
+async def _may_stay(logins: Logins, token: str | None) -> bool:
+    return not logins.required or (token is not None and await logins.is_valid(token))
+
+
+def _connect(connect: Callable[..., Awaitable[Any]], app: App, logins: Logins) -> Callable[..., Awaitable[Any]]:
     async def checked(sid: str, environ: dict[str, Any], auth: Any = None) -> Any:
-        from chainlit.session import ws_sessions_id
+        from chainlit.auth import get_token_from_cookies
+        from chainlit.session import WebsocketSession, ws_sessions_id
         from socketio.exceptions import ConnectionRefusedError
 
         if not isinstance(auth, dict) or not is_uuid(auth.get("sessionId")):
@@ -73,22 +98,26 @@ def _connect(connect: Callable[..., Awaitable[Any]], app: App) -> Callable[..., 
         thread_id = auth.get("threadId") if is_uuid(auth.get("threadId")) else ""
         if thread_id and not await app.history.answers():
             thread_id = ""  # whose it is cannot be known now, so a new one is begun
-        return await connect(
+        token = get_token_from_cookies(cookie_parser(environ.get("HTTP_COOKIE", "")))
+        if not await _may_stay(logins, token):  # of two headers with cookies, another one may have passed before
+            raise ConnectionRefusedError("this login has ended")
+        accepted = await connect(
             sid,
             environ,
             {"sessionId": auth["sessionId"], "threadId": thread_id, "clientType": "webapp", "userEnv": None},
         )
+        if session := WebsocketSession.get(sid):
+            session.token = token  # a session that goes on still has that of its first socket
+        return accepted
 
     return checked
 
 
-def _once(greet: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:
+def _once(greet: Callable[[str], Awaitable[None]], find: Find) -> Callable[[str], Awaitable[None]]:
     """Let a socket say only once that it is there, since a thread is loaded each time."""
 
     async def checked(sid: str) -> None:
-        from chainlit.session import WebsocketSession
-
-        session = WebsocketSession.get(sid)
+        session = await find(sid)
         if session is not None and getattr(session, "greeted_socket", None) != sid:
             session.greeted_socket = sid  # type: ignore[attr-defined]
             await greet(sid)
@@ -96,12 +125,11 @@ def _once(greet: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[
     return checked
 
 
-def _in_session(handle: Callable[[App, Any], Awaitable[None]], app: App) -> Callable[..., Awaitable[None]]:
+def _in_session(handle: Callable[[App, Any], Awaitable[None]], app: App, find: Find) -> Callable[..., Awaitable[None]]:
     async def handler(sid: str, payload: Any = None) -> None:
         from chainlit.context import init_ws_context
-        from chainlit.session import WebsocketSession
 
-        session = WebsocketSession.get(sid)
+        session = await find(sid)
         if session is None:
             return
         init_ws_context(session)

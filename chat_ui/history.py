@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class History:
         """What to tell a reader while nothing is saved; None while all is well."""
         self.n_faults = 0
         """How often the database did not answer."""
-        self._owners: dict[str, str] = {}  # of threads that were written to; it never changes
+        self._owners: dict[str, str | None] = {}  # of threads that were written to: it never changes; None: deleted
         self._n_writing = 0
         # SQLite takes one write at a time, and lets the others try again at random; here they wait in line.
         self._turn = asyncio.Lock() if engine.dialect.name == "sqlite" else contextlib.nullcontext()
@@ -141,7 +142,9 @@ class History:
     @_writes
     async def revoke(self, digest: str, until: int) -> None:
         """Remember that a login has ended, by the digest of its token, until it would have expired (Unix time)."""
+        over = delete(REVOKED).where(REVOKED.c.until <= int(time.time()))
         async with writing(self.engine) as connection:
+            await connection.execute(over)
             await connection.execute(self._insert(REVOKED).values(digest=digest, until=until).on_conflict_do_nothing())
 
     @_reads
@@ -235,9 +238,13 @@ class History:
     @_writes
     async def delete_thread(self, thread_id: str) -> None:
         """Delete a thread and all that was said in it."""
-        self._owners.pop(thread_id, None)
         async with writing(self.engine) as connection:
             await connection.execute(delete(THREADS).where(THREADS.c.id == thread_id))
+        self._remember(thread_id, None)
+
+    def is_deleted(self, thread_id: str) -> bool:
+        """Return whether a thread was deleted, and nothing has been asked in it since."""
+        return self._owners.get(thread_id, "") is None
 
     # Steps: messages, and the runs that answers belong to
 
@@ -255,11 +262,14 @@ class History:
     async def save_step(self, step: StepDict, element: Mapping[str, Any] | None = None) -> None:
         """Store a step in a thread of the current user's, and what stands below it; a row of another thread is left.
 
-        A run is stored when it ends.
+        A run is stored when it ends. Of a thread that was deleted, only a message of the user's is stored: it begins
+        the thread anew, while an answer that was still being written does not bring it back.
         """
         thread_id = step["threadId"]
         if not (is_uuid(step["id"]) and is_uuid(thread_id)) or (step["type"] == "run" and not step.get("end")):
             return
+        if self.is_deleted(thread_id) and step["type"] == "user_message":
+            del self._owners[thread_id]
         try:
             async with writing(self.engine) as connection:
                 if not await self._is_own(connection, thread_id):
@@ -270,7 +280,7 @@ class History:
                 latest = update(THREADS).where(THREADS.c.id == thread_id).values(updated_at=now())
                 await connection.execute(latest)
         except IntegrityError:  # the thread has been deleted, on another page or by another server
-            self._owners.pop(thread_id, None)
+            self._remember(thread_id, None)
 
     async def _save(
         self, connection: AsyncConnection, table: Table, row: Mapping[str, Any], changing: tuple[str, ...]
@@ -367,10 +377,14 @@ class History:
         owner = select(THREADS.c.user_id).where(THREADS.c.id == thread_id)
         if (await connection.execute(owner)).scalar_one_or_none() != user_id:
             return False
-        if len(self._owners) == MOST_OWNERS:
-            del self._owners[next(iter(self._owners))]
-        self._owners[thread_id] = user.identifier
+        self._remember(thread_id, user.identifier)
         return True
+
+    def _remember(self, thread_id: str, owner: str | None) -> None:
+        self._owners.pop(thread_id, None)
+        self._owners[thread_id] = owner  # last in the order of the dictionary
+        if len(self._owners) > MOST_OWNERS:
+            del self._owners[next(iter(self._owners))]
 
 
 def _session() -> Any:

@@ -7,7 +7,7 @@ MOST_KEYS = 10_000  # remembered at once; beyond that the quietest are forgotten
 
 
 class RateLimit:
-    """Allows each key so many events per window.
+    """Allows each key so many events per window. Keys should be short, since many of them are remembered.
 
     Args:
         most: events.

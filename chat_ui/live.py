@@ -132,9 +132,12 @@ class Live:
                 return
             except TimeoutError:
                 await self.history.save_step(self.message.to_dict() | {"streaming": False})
+                if self.history.is_deleted(self.message.thread_id):
+                    self.stop()
 
     async def _finish(self) -> None:
         from chainlit.chat_context import chat_contexts
+        from chainlit.session import WebsocketSession
 
         message = self.message
         message.streaming = False
@@ -142,6 +145,8 @@ class Live:
         if not self.is_comparison:
             message.content = self.writings[0].text
         for session in self.sessions:
+            if WebsocketSession.get_by_id(session.id) is None:
+                continue  # its page has been closed: nobody would free its messages again
             messages = chat_contexts.setdefault(session.id, [])
             messages[:] = [known for known in messages if known.id != message.id] + [message]
         await self.emit("update_message" if self._shown else "new_message", self.step())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import HTTPException, Request
 
-from chat_ui.accounts import Accounts
+from chat_ui.accounts import NAME, Accounts
 from chat_ui.audit import Audit
 from chat_ui.history import History
 from chat_ui.limits import RateLimit
@@ -66,7 +66,10 @@ class Logins:
                 " python -m chat_ui.accounts --add NAME, or set up OAuth and --oauth-allow"
             )
         self._failures = RateLimit(MOST_FAILURES, FAILURE_SECONDS)
+        self._ended: dict[str, int] = {}
+        """Digests of the logins that were ended here, with the Unix time at which they would have expired."""
         self._revoked: set[str] = set()
+        """Digests of those that any server has ended, as the history had them at the last look."""
         self._revoked_at = 0.0
 
     def install(self) -> None:
@@ -101,14 +104,17 @@ class Logins:
         """Return the user whose name and password these are; None if they are not."""
         import chainlit as cl
 
-        if self._failures.wait(username):
-            self.audit.write("login refused", user=username[:64], why="too many wrong passwords")
+        is_name = NAME.fullmatch(username) is not None  # what is none, and may be a megabyte long, is not remembered
+        if is_name and self._failures.wait(username):
+            self.audit.write("login refused", user=username, why="too many wrong passwords")
             raise HTTPException(429, "Too many wrong passwords: wait some minutes.")
-        if await asyncio.to_thread(self.accounts.verify, username, password):
+        is_right = await asyncio.to_thread(self.accounts.verify, username, password)  # takes its time for any name
+        if is_name and is_right:
             self._failures.forget(username)
             self.audit.write("login", user=username)
             return cl.User(identifier=username)
-        self._failures.allow(username)
+        if is_name:
+            self._failures.allow(username)
         self.audit.write("login refused", user=username[:64], why="wrong password")
         return None
 
@@ -125,9 +131,9 @@ class Logins:
         payload = _payload(token)
         if payload is not None:
             digest = hashlib.sha256(token.encode()).hexdigest()
-            self._revoked.add(digest)
+            self._ended[digest] = int(payload["exp"])
             self.audit.write("logout", user=payload.get("identifier"))
-            await self.history.revoke(digest, int(payload["exp"]))
+            await self.history.revoke(digest, self._ended[digest])
 
     async def is_valid(self, token: str) -> bool:
         """Return whether a login was not ended, and its user still has an account."""
@@ -135,7 +141,8 @@ class Logins:
         if payload is None:
             return False
         await self._refresh()
-        if hashlib.sha256(token.encode()).hexdigest() in self._revoked:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        if digest in self._ended or digest in self._revoked:
             return False
         name = payload.get("identifier", "")
         if not self.required:
@@ -145,8 +152,10 @@ class Logins:
     async def _refresh(self) -> None:
         if time.monotonic() - self._revoked_at > REVOKED_SECONDS:
             self._revoked_at = time.monotonic()
+            now = int(time.time())
+            self._ended = {digest: until for digest, until in self._ended.items() if until > now}
             try:
-                self._revoked |= await self.history.revoked(int(time.time()))
+                self._revoked = await self.history.revoked(now)
             except HTTPException:
                 return  # the database is gone: what is known already holds
 

@@ -92,11 +92,16 @@ class CompletionRequest(Common):
     prompt: str | list[str] | list[int] | list[list[int]] = ""
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
+    @property
+    def prompts(self) -> Sequence[Any]:
+        """Return all prompts: texts, or lists of ids."""
+        is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
+        return [self.prompt] if is_one else self.prompt
+
     def requests(self, info: ModelInfo, longest: int) -> list[Request]:
         """Return a request for each prompt."""
         sampling = self.sampling(longest, TOKENS_OF_A_COMPLETION)
-        is_one = isinstance(self.prompt, str) or (self.prompt and isinstance(self.prompt[0], int))
-        prompts: Sequence[Any] = [self.prompt] if is_one else self.prompt
+        prompts = self.prompts
         if not 1 <= len(prompts) <= MOST_PROMPTS:
             raise InputError(f"prompt must hold from 1 to {MOST_PROMPTS} prompts, got {len(prompts)}")
         prompts = [readable(prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in prompts]

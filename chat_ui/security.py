@@ -6,11 +6,10 @@ of any origin and lets a cookie travel without TLS; here a foreign page is refus
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,6 +21,7 @@ LOGINS_PER_MINUTE = 10  # tries from one address
 STATIC_FOLDERS = ("/assets/", "/public/", "/avatars/")
 STATIC = ("/favicon", "/logo", "/project/translations")  # a page without its words stays empty
 WATCHED = ("/health", "/ready", "/metrics")  # by programs, which name the server as they like
+PROTECTED = ("/user", "/project/", "/export/")  # where a login says whose things are shown
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
@@ -84,7 +84,7 @@ class Security:
         headers = Headers(scope=scope)
         refusal = self._refusal(scope, headers)
         if refusal is None:
-            refusal = await self._check_login(scope, headers)
+            refusal = await self._check_login(scope)
         if scope["type"] == "websocket":
             if refusal is None:
                 await self.app(scope, receive, send)
@@ -136,16 +136,21 @@ class Security:
             return True
         return origin in self.origins if self.origins else urlsplit(origin).netloc == host
 
-    async def _check_login(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        """Return a refusal if the cookie is of a login that has ended; take note of one that ends now."""
-        token = _cookie(headers)
-        if not token or _is_public(scope["path"]):
+    async def _check_login(self, scope: Scope) -> tuple[int, str] | None:
+        """Return a refusal if the request carries a login that has ended; take note of one that ends now."""
+        from chainlit.auth import reuseable_oauth
+
+        path = scope["path"]
+        ends = path == "/logout" and scope["type"] == "http" and scope["method"] == "POST"
+        protected = scope["type"] == "websocket" or path.startswith(PROTECTED)
+        if _is_public(path) or not (protected or ends):
             return None
-        if scope["path"] == "/logout":
+        token = await reuseable_oauth(HTTPConnection(scope))  # what Chainlit finds: in cookies, or in a header
+        if not token:
+            return None
+        if ends:
             await self.logins.revoke(token)
-            return None
-        protected = scope["type"] == "websocket" or scope["path"].startswith(("/user", "/project/", "/export/"))
-        if protected and not await self.logins.is_valid(token):
+        elif not await self.logins.is_valid(token):
             return 401, "this login has ended"
         return None
 
@@ -189,16 +194,6 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return counted
-
-
-def _cookie(headers: Headers) -> str | None:
-    from chainlit.auth import get_token_from_cookies
-
-    try:
-        cookies: Any = SimpleCookie(headers.get("cookie", ""))
-    except CookieError:
-        return None
-    return get_token_from_cookies({name: morsel.value for name, morsel in cookies.items()})
 
 
 def _marked_secure(name: bytes, value: bytes) -> tuple[bytes, bytes]:

@@ -9,6 +9,7 @@ On this machine's own address nobody logs in. On any other it refuses to start u
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -39,6 +40,7 @@ from utils.ranges import Count, Range, check_ranges
 if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +65,8 @@ class Config:
     """The file of accounts, which servers may share; None: accounts.json in the state folder."""
     origin: tuple[str, ...] = ()
     """Addresses under which browsers reach the server behind a proxy, such as https://chat.example.org."""
-    trust_proxy: bool = False
-    """Believe what a proxy in front says about who asks; only if nobody can reach the server past it."""
+    trust_proxy: str | None = None
+    """Addresses or networks of proxies in front, such as 127.0.0.1,10.1.0.0/16, that say who asks; *: anybody may."""
     oauth_allow: tuple[str, ...] = ()
     """Names that an OAuth provider may vouch for, such as '*@example.org'; the provider is set up by OAUTH_..."""
     requests_per_minute: Count = 100
@@ -89,30 +91,45 @@ class Config:
         for origin in self.origin:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 raise InputError(f"origin must look like https://chat.example.org, without a path, got {origin!r}")
+        if self.trust_proxy not in (None, "*"):
+            for address in self.trust_proxy.split(","):
+                _check_network(address.strip())
+
+
+def _check_network(address: str) -> None:
+    try:
+        ipaddress.ip_network(address)
+    except ValueError as error:
+        raise InputError(
+            f"trust_proxy must hold addresses, or networks such as 10.1.0.0/16, or be *: {error}"
+        ) from error
 
 
 def main(config: Config) -> None:
     """Serve until the process is told to end; then finish what is being written."""
-    import uvicorn
-
     check_writable(config.state, "--state")
     _check_port(config)
     with alone(config.state, "serving from", "--state"):
         config.state.mkdir(mode=0o700, exist_ok=True)  # what people write is for nobody else on this machine
         app = build(config)
-        settings = uvicorn.Config(
-            app,
-            host=config.host,
-            port=config.port,
-            log_level="warning",
-            ws_max_size=2 * 500_000,
-            proxy_headers=config.trust_proxy,
-            forwarded_allow_ips="*" if config.trust_proxy else None,
-            server_header=False,
-            timeout_graceful_shutdown=5,
-        )
         logger.info("The chat is at %s", _address(config))
-        asyncio.run(_serve(settings, app.state.chat, config.shutdown_seconds))
+        asyncio.run(_serve(_settings(config, app), app.state.chat, config.shutdown_seconds))
+
+
+def _settings(config: Config, app: ASGIApp) -> uvicorn.Config:
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        log_level="warning",
+        ws_max_size=2 * 500_000,
+        proxy_headers=config.trust_proxy is not None,
+        forwarded_allow_ips=config.trust_proxy,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def build(config: Config, models: Models | None = None, service: Service | None = None) -> FastAPI:
@@ -166,7 +183,7 @@ def _add_routes(app: FastAPI, config: Config, chat: App, logins: Logins, health:
     from chainlit.server import sio
     from starlette.middleware.gzip import GZipMiddleware
 
-    guard.install(sio, chat)
+    guard.install(sio, chat, logins)
     app.include_router(health.router)
     app.include_router(export.router(chat.history, logins))
     authorize = api.gate(logins.api_user, chat.rate, chat.audit)

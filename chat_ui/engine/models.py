@@ -29,7 +29,7 @@ from utils.gpt2_download import ModelManager
 from utils.hardware import pick_device
 from utils.hub_download import Progress
 from utils.memory import available_memory
-from working_with_text_data.minbpe import Tokenizer
+from working_with_text_data.minbpe import GPT2Tokenizer, Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -249,6 +249,18 @@ class Models:
 
         self.writer(name)
         return self._load(name, read, extra, keep)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """Return the tokenizer of a model that writes text, read from the disk if the model is not in memory.
+
+        Raises:
+            UnknownModelError: if there is none of that name.
+            InputError: if it is a classifier, or its tokenizer cannot be read.
+        """
+        info = self.writer(name)
+        if isinstance(held := self.get(name), Loaded):
+            return held.tokenizer
+        return GPT2Tokenizer() if info.run is None else run_directory.load_tokenizer(info.run)
 
     def load_classifier(self, name: str, *, keep: Collection[str] = ()) -> TextClassifier:
         """Return a classifier, read from the disk if need be, which takes its time.

@@ -6,13 +6,15 @@ import pwd
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from chat_ui import frontend
+from chat_ui import frontend, server
+from tests.chat_ui.fakes import FakeModels, FakeService, House, Serve, model, serving
 
 POSTGRES_PROGRAMS = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/usr/bin")]
 
@@ -73,3 +75,35 @@ def database_url(request: pytest.FixtureRequest) -> str | None:
 
 
 numbers = iter(range(1_000_000))
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Serves the app with a fake engine."""
+    import chainlit.data
+    from chainlit.config import config as chainlit_config
+    from chainlit.session import ws_sessions_id, ws_sessions_sid
+
+    for sessions in (ws_sessions_id, ws_sessions_sid):  # of an earlier test, whose event loop ended before they did
+        sessions.clear()
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+    @asynccontextmanager
+    async def opened(*infos: Any, **settings: Any) -> AsyncIterator[House]:
+        code = chainlit_config.code
+        code.password_auth_callback = code.header_auth_callback = code.oauth_callback = None
+        chainlit.data._data_layer_initialized, chainlit.data._data_layer = False, None
+        monkeypatch.setattr(chainlit_config.project, "session_timeout", 0.05)
+        models = FakeModels(*(infos or (model("demo"), model("other", kind="base"))))
+        service = FakeService(models)
+        config = server.Config(state=tmp_path / "state", runs=tmp_path, **settings)
+        app = server.build(config, models, service)  # type: ignore[arg-type]
+        async with serving(app) as base:
+            house = House(base, app, service)
+            try:
+                yield house
+            finally:
+                for page in house.pages:
+                    await page.close()
+
+    return opened

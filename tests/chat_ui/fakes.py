@@ -33,6 +33,7 @@ from chat_ui.engine import (
 )
 from gpt_model import GPTConfig
 
+Serve = Callable[..., Any]  # the fixture `house`
 TINY = GPTConfig(vocab_size=300, context_length=64, d_model=8, n_layers=1, n_heads=1)
 
 
@@ -175,7 +176,20 @@ class Page:
             return await self.http.post("/login", data={"username": name, "password": password})
         return await self.http.post("/auth/header")
 
+    @property
+    def token(self) -> str:
+        """Its login."""
+        return self.http.cookies["access_token"]
+
     async def open(self, thread: str = "", origin: str | None = None, **auth: Any) -> "Page":
+        await self.connect(thread, origin, **auth)
+        await self.until("chat_settings")
+        await self.when(lambda: self.of("resume_thread") or len(self.of("task_end")) > 1)  # one is of the connection
+        self._n_ends = len(self.of("task_end"))
+        return self
+
+    async def connect(self, thread: str = "", origin: str | None = None, **auth: Any) -> None:
+        """Open the socket only."""
         if not self.http.cookies:
             await self.log_in()
         cookie = "; ".join(f"{name}={value}" for name, value in self.http.cookies.items())
@@ -185,10 +199,6 @@ class Page:
             self.base, socketio_path="/ws/socket.io", transports=["websocket"], headers=headers, auth=auth
         )
         await self.socket.emit("connection_successful")
-        await self.until("chat_settings")
-        await self.when(lambda: self.of("resume_thread") or len(self.of("task_end")) > 1)  # one is of the connection
-        self._n_ends = len(self.of("task_end"))
-        return self
 
     async def when(self, happened: Callable[[], Any]) -> None:
         """Wait for events until something holds."""
@@ -258,3 +268,20 @@ class Page:
         if self.socket.eio.http is not None:  # which a refused connection leaves open
             await self.socket.eio.http.close()
         await self.http.aclose()
+
+
+class House:
+    """A server, its parts, and the pages that are open."""
+
+    def __init__(self, base: str, app: Any, service: FakeService) -> None:
+        self.base = base
+        self.chat = app.state.chat
+        self.service = service
+        self.pages: list[Page] = []
+
+    def page(self) -> Page:
+        self.pages.append(Page(self.base))
+        return self.pages[-1]
+
+    async def open(self, **settings: Any) -> Page:
+        return await self.page().open(**settings)

@@ -283,6 +283,13 @@ class TestRefused:
         with pytest.raises(openai.BadRequestError, match="not this") as info:
             served.client.completions.create(model="base", prompt="a forbidden word")
         assert info.value.code == "content_filter"
+        ids = tokenizer().encode("a forbidden word")
+        for model in ("base", "tuned"):  # as ids of tokens, whether the model is in memory or not
+            served.service.models.unload("tuned")
+            for prompt in (ids, [tokenizer().encode("a word"), ids]):
+                with pytest.raises(openai.BadRequestError, match="not this"):
+                    served.client.completions.create(model=model, prompt=prompt)
+            assert "tuned" not in served.service.models.loaded()
         served.refused = [greedy("it was", 9)[5:9]]
         with pytest.raises(openai.BadRequestError, match="not this"):
             served.client.completions.create(model="base", prompt="it was", temperature=0, max_tokens=9)

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,55 +17,7 @@ from chat_ui import accounts as accounts_module
 from chat_ui import live, server, soak
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
-from tests.chat_ui.fakes import FakeModels, FakeService, Page, model, serving
-
-Serve = Callable[..., Any]
-
-
-class House:
-    """A server, its parts, and the pages that are open."""
-
-    def __init__(self, base: str, app: Any, service: FakeService) -> None:
-        self.base = base
-        self.chat = app.state.chat
-        self.service = service
-        self.pages: list[Page] = []
-
-    def page(self) -> Page:
-        self.pages.append(Page(self.base))
-        return self.pages[-1]
-
-    async def open(self, **settings: Any) -> Page:
-        return await self.page().open(**settings)
-
-
-@pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """Serves the app with a fake engine."""
-    import chainlit.data
-    from chainlit.config import config as chainlit_config
-
-    monkeypatch.delenv("DATABASE_URL", raising=False)
-
-    @asynccontextmanager
-    async def opened(*infos: Any, **settings: Any) -> AsyncIterator[House]:
-        code = chainlit_config.code
-        code.password_auth_callback = code.header_auth_callback = code.oauth_callback = None
-        chainlit.data._data_layer_initialized, chainlit.data._data_layer = False, None
-        monkeypatch.setattr(chainlit_config.project, "session_timeout", 0.05)
-        models = FakeModels(*(infos or (model("demo"), model("other", kind="base"))))
-        service = FakeService(models)
-        config = server.Config(state=tmp_path / "state", runs=tmp_path, **settings)
-        app = server.build(config, models, service)  # type: ignore[arg-type]
-        async with serving(app) as base:
-            house = House(base, app, service)
-            try:
-                yield house
-            finally:
-                for page in house.pages:
-                    await page.close()
-
-    return opened
+from tests.chat_ui.fakes import Serve, model
 
 
 def play(scenario: Coroutine[Any, Any, None]) -> None:
@@ -458,6 +409,23 @@ def test_an_answer_that_a_killed_server_left(house: Serve, monkeypatch: pytest.M
     play(scenario())
 
 
+def test_a_conversation_that_is_deleted_does_not_come_back(house: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "SAVE_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            deleted = await page.http.request("DELETE", "/project/thread", json={"threadId": page.thread()})
+            assert deleted.status_code == 200
+            await page.ended(1)  # nobody told it to stop
+            assert page.below()[-1]["figures"][-1] == "stopped"
+            assert await home.chat.history.get_thread(page.thread()) is None
+
+    play(scenario())
+
+
 def refuse_rude_words(said: str) -> str | None:
     return "Please be polite." if "rude" in said else None
 
@@ -468,13 +436,16 @@ def test_a_content_filter_refuses_questions_and_answers(house: Serve, tmp_path: 
         async with house(content_filter=name) as home:
             page = await home.open()
             assert (await page.ask("a rude question"))["output"] == "Please be polite."
+            await page.socket.emit("chat_settings_change", {"system_prompt": "Be rude."})
+            assert (await page.ask("a question"))["output"] == "Please be polite."
+            await page.socket.emit("chat_settings_change", {"system_prompt": ""})
             assert not home.service.requests
             home.service.models.infos[0] = model("rude")
             answer = await page.ask("a question", model="rude")
             assert answer["output"] == ""
             assert page.below()[-1]["error"] == "The content filter has removed this answer."
             entries = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
-            assert [entry["event"] for entry in entries] == ["open", "message", "message", "answer"]
+            assert [entry["event"] for entry in entries] == ["open", *["message"] * 3, "answer"]
             assert entries[-1]["reason"] in ("stop", "cancelled", "error")
             assert "text" not in entries[1]
 
@@ -552,6 +523,15 @@ def test_memory_is_freed_when_a_page_closes(house: Serve) -> None:
                 page = await home.open()
                 await page.ask("hello")
                 await page.close()
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            await page.close()
+            async with asyncio.timeout(5):
+                while page.session in ws_sessions_id:
+                    await asyncio.sleep(0.01)
+            home.service.go_on = lambda: True  # it is finished when the page has been closed
+            await asyncio.wait(home.chat.tasks.values())
             for kept in (chat_contexts, ws_sessions_id, user_sessions):
                 async with asyncio.timeout(5):
                     while any(page.session in kept for page in home.pages):

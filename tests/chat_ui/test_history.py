@@ -1,6 +1,7 @@
 """What is said is kept, for its owner only, whatever a client sends and whatever happens to the database."""
 
 import asyncio
+import gzip
 import json
 import shutil
 import subprocess
@@ -185,10 +186,19 @@ def test_a_thread_that_is_deleted_meanwhile(play: Callable[[Scenario], None]) ->
         other_server = History(history.engine)
         with acting("ada", thread):
             await history.create_step(step(thread, "one"))
-            await other_server.delete_thread(thread)
-            await history.create_step(step(thread, "two"))
-        assert history.problem is None
-        assert await history.get_thread(thread) is None
+            answer = step(thread, "an answer", type="assistant_message")
+            for deleting in (other_server, history):  # while an answer is being written, which is saved again and again
+                await deleting.delete_thread(thread)
+                for _ in range(3):
+                    await history.save_step(answer, below(answer["id"], thread, "Answer", {}))
+                assert history.problem is None
+                assert history.is_deleted(thread)
+                assert await history.get_thread(thread) is None
+                await history.create_step(step(thread, "asked on another page"))
+                assert not history.is_deleted(thread)
+                found = await history.get_thread(thread)
+                assert found is not None
+                assert [row["output"] for row in found["steps"]] == ["asked on another page"]
 
     play(scenario)
 
@@ -386,6 +396,56 @@ def test_a_backup_comes_back_in_either_database(
             backup.main(backup.Config(restore=file, state=tmp_path / "three"))
     with pytest.raises(InputError, match="not written by this command"):
         backup.main(backup.Config(to=file, state=tmp_path / "one", overwrite=True))
+
+
+def test_a_backup_comes_back_to_users_who_are_there_already(
+    database_url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a new server whose page was opened once: its user has the same name and another id."""
+    from chainlit.user import User
+
+    thread = new_id()
+    file = tmp_path / "backup.jsonl.gz"
+
+    async def fill() -> None:
+        history = History(database.connect(None, tmp_path / "one" / "history.sqlite"))
+        await database.migrate(history.engine)
+        with acting("you", thread):
+            await history.save_step(step(thread, "said before"))
+        await history.close()
+
+    async def open_a_page() -> str:
+        history = History(database.connect(database_url, tmp_path / "two" / "history.sqlite"))
+        await database.migrate(history.engine)
+        user = await history.create_user(User(identifier="you"))
+        await history.close()
+        assert user is not None
+        return user.id
+
+    async def found() -> Any:
+        history = History(database.connect(database_url, tmp_path / "two" / "history.sqlite"))
+        content = await history.get_thread(thread)
+        await history.close()
+        return content
+
+    asyncio.run(fill())
+    backup.main(backup.Config(to=file, state=tmp_path / "one"))
+    user_id = asyncio.run(open_a_page())
+    if database_url:
+        monkeypatch.setenv("DATABASE_URL", database_url)
+    restoring = backup.Config(restore=file, state=tmp_path / "two")
+    for _ in range(2):
+        backup.main(restoring)
+    content = asyncio.run(found())
+    assert [said["output"] for said in content["steps"]] == ["said before"]
+    assert (content["userIdentifier"], content["userId"]) == ("you", user_id)
+
+    orphan = database.STEPS.name, new_id(), new_id(), None, "user_message", "you", "of no thread", database.now(), {}
+    head = {"kind": backup.KIND, "migrations": len(database.MIGRATIONS)}
+    with gzip.open(file, "wt", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(line) + "\n" for line in (head, orphan, {"rows": 1}))
+    with pytest.raises(InputError, match=r"cannot be restored, since its rows .* (foreign key|FOREIGN KEY)"):
+        backup.main(restoring)
 
 
 @pytest.mark.parametrize("url", ["mysql://a@b/c", "nonsense", "postgresql+psycopg2://a/b"])

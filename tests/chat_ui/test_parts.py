@@ -212,6 +212,37 @@ def test_the_address_that_is_shown_opens_in_a_browser() -> None:
         assert server._address(server.Config(**settings)) == shown_there
 
 
+@pytest.mark.parametrize(
+    ("proxies", "sender", "forwarded", "seen"),
+    [
+        ("10.0.0.2", "10.0.0.2", "127.0.0.1, 203.0.113.9", "203.0.113.9"),  # the first is the client's own word
+        ("10.0.0.2,10.1.0.0/16", "10.0.0.2", "127.0.0.1, 203.0.113.9, 10.1.2.3", "203.0.113.9"),
+        ("10.0.0.2, 10.1.0.0/16", "10.1.2.3", "203.0.113.9", "203.0.113.9"),
+        ("10.0.0.2", "203.0.113.9", "127.0.0.1", "203.0.113.9"),
+        ("*", "10.0.0.2", "203.0.113.9", "203.0.113.9"),
+        (None, "127.0.0.1", "203.0.113.9", "127.0.0.1"),
+    ],
+)
+def test_who_asks_is_what_the_proxies_say(proxies: str | None, sender: str, forwarded: str, seen: str) -> None:
+    clients = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        clients.append(scope["client"][0])
+
+    settings = server._settings(server.Config(trust_proxy=proxies), app)
+    settings.load()
+    for kind in ("http", "websocket"):
+        scope = {"type": kind, "client": (sender, 1), "headers": [(b"x-forwarded-for", forwarded.encode())]}
+        asyncio.run(settings.loaded_app(scope, None, None))
+    assert clients == [seen, seen]
+
+
+@pytest.mark.parametrize("proxies", ["", "proxy.example.org", "10.0.0.2,", "10.0.0.2/8", "10.0.0.2,*"])
+def test_proxies_are_named_by_their_addresses(proxies: str) -> None:
+    with pytest.raises(InputError, match="trust_proxy must hold addresses"):
+        server.Config(trust_proxy=proxies)
+
+
 def test_a_second_ctrl_c_does_not_leave_out_the_end() -> None:
     happened = []
 

@@ -68,7 +68,7 @@ def servers(folder: Path, run: Path, database: str, origin: str, ports: list[int
         subprocess.Popen(
             [sys.executable, "-m", "chat_ui.server", "--port", str(port), "--runs", str(folder / "runs"), "--no-gpt2",
              "--state", str(folder / str(port)), "--accounts", str(folder / "accounts.json"), "--origin", origin,
-             "--trust-proxy"], cwd=ROOT, env=environment,
+             "--trust-proxy", "127.0.0.1"], cwd=ROOT, env=environment,
         )
         for port in ports
     ]  # fmt: skip
