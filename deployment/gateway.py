@@ -99,7 +99,7 @@ class Gateway:
         self.door = door
         self.behind = behind
         self.last_request = 0.0
-        """When somebody who was let in last asked for something, by `time.time()`."""
+        """When somebody who was let in last opened a page or a WebSocket, by `time.time()`."""
 
     def application(self) -> web.Application:
         """Return what `web.AppRunner` runs."""
@@ -203,7 +203,6 @@ class Gateway:
                 await target.send_str(message.data)
             elif message.type == aiohttp.WSMsgType.BINARY:
                 await target.send_bytes(message.data)
-            self.last_request = time.time()
 
 
 def _without(headers, request: web.Request) -> list[tuple[str, str]]:

@@ -9,8 +9,10 @@
 - A mistake of the user, which the trainer says in one line, is not tried again.
 """
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import modal
@@ -114,28 +116,30 @@ def launch(job: Job, rank: int, address: str) -> list[str]:
 
 
 def job_name(job: Job) -> str:
-    """Return the name of a job by its run directory, so that the same command goes on with the same account."""
-    return run_directory(job.command).replace("/", "_")
+    """Return the name of a job, which is also its app's: one per run directory, as two must not write the same run."""
+    run = run_directory(job.command)
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", run)[:40].strip("-")
+    return f"train-{readable}-{hashlib.sha256(f'{job.volume}:{run}'.encode()).hexdigest()[:8]}"
 
 
 def run_directory(command: tuple[str, ...]) -> str:
-    """Return what a command gives after --out, "" without."""
+    """Return the path that a command gives after --out, "" without."""
     for place, part in enumerate(command):
         if part.startswith("--out="):
-            return part.removeprefix("--out=")
+            return str(PurePosixPath(part.removeprefix("--out=")))
         if part == "--out" and place + 1 < len(command):
-            return command[place + 1]
+            return str(PurePosixPath(command[place + 1]))
     return ""
 
 
 class Ledger:
-    """Counts the seconds of all attempts of a job, in a file of the volume."""
+    """Counts what all attempts of a job have cost, on whatever machines, in a file of the volume."""
 
     def __init__(self, path: Path, job: Job) -> None:
         self.path = path
         self.job = job
         self.began = time.monotonic()
-        self.before: dict[str, float] = {"attempts": 0, "seconds": 0.0}
+        self.before: dict[str, float] = {"attempts": 0, "dollars": 0.0}
         with suppress(FileNotFoundError):
             self.before = json.loads(path.read_bytes())
 
@@ -145,18 +149,18 @@ class Ledger:
         self.add(write=write)
         return int(self.before["attempts"])
 
-    def seconds(self) -> float:
-        return self.before["seconds"] + time.monotonic() - self.began
+    def dollars(self) -> float:
+        return self.before["dollars"] + (time.monotonic() - self.began) / 3600 * self.job.dollars_per_hour
 
     def add(self, *, write: bool) -> None:
-        """Store the seconds so far; only one node does."""
+        """Store the dollars so far; only one node does."""
         if write:
             with write_atomically(self.path) as file:
-                file.write(json.dumps({**self.before, "seconds": self.seconds()}).encode())
+                file.write(json.dumps({**self.before, "dollars": self.dollars()}).encode())
 
     def used_up(self) -> bool:
         """Return whether the budget is spent."""
-        return bool(self.job.budget) and self.seconds() / 3600 * self.job.dollars_per_hour >= self.job.budget
+        return bool(self.job.budget) and self.dollars() >= self.job.budget
 
 
 class Trainer:

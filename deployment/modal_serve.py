@@ -80,7 +80,8 @@ class Config:
     secret: str | None = None
     """A Modal secret whose variables the server gets."""
     snapshot: bool = False
-    """Have machines start from a snapshot of their memory. Modal calls this alpha."""
+    """Have machines start from a snapshot of their memory. Modal calls this alpha. It is taken before the chat's server
+    starts, which must see the GPU: so it saves only the start of Python and of what Modal imports."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -144,8 +145,8 @@ def make_app(
     served = app.server(
         image=add_project(base_image()),
         gpu=None if config.gpu == "none" else config.gpu,
-        cpu=config.cpus,
-        memory=int(config.memory * 1024),
+        cpu=(config.cpus, config.cpus),  # at most, too: Modal bills what is used, if that is more
+        memory=(int(config.memory * 1024), int(config.memory * 1024)),
         env={"CHAT_VOLUME": config.volume, "CHAT_COMMAND": json.dumps(command), "CHAT_URL": url},
         secrets=[modal.Secret.from_name(config.secret, required_keys=keys)] if config.secret else [],
         volumes={str(VOLUME): runs, str(STATE): modal.Volume.from_name(STATE_VOLUME, create_if_missing=True)},

@@ -19,7 +19,7 @@ import modal
 
 from deployment.cloud import PACKAGES, add_project, base_image, deploy, one_line_errors, show_logs, unfinished, upload
 from deployment.costs import MOST_GPUS, dollars_per_hour, parse_gpus
-from deployment.job import VOLUME, Job, run_directory, train
+from deployment.job import VOLUME, Job, job_name, run_directory, train
 from utils.files import InputError
 from utils.ranges import Range, check_ranges
 
@@ -43,7 +43,7 @@ class Config:
     cpus: Annotated[float, Range(0.125, 64)] = 8
     """Physical processor cores of each machine."""
     memory: Annotated[float, Range(0.5, 336)] = 32
-    """GiB of each machine."""
+    """GiB of each machine, which gets no more. Each process needs some: take 128 for eight."""
     hours: Annotated[float, Range(0.02, 24)] = 24
     """Hours that one attempt may take. The next one goes on from its last checkpoint."""
     retries: Annotated[int, Range(0, 10)] = 10
@@ -84,7 +84,7 @@ def job_of(config: Config) -> Job:
             f"the job must begin with a module of this project, as pretraining.advanced, got {config.job!r}"
         )
     out = run_directory(command)
-    if not out or PurePosixPath(out).is_absolute() or ".." in PurePosixPath(out).parts:
+    if out in ("", ".") or PurePosixPath(out).is_absolute() or ".." in PurePosixPath(out).parts:
         raise InputError(f"the job must say where its run goes in the volume, as --out runs/mine, got {out!r}")
     if config.nodes > 1 and not ("--parallel ddp" in config.job or "--parallel=ddp" in config.job):
         raise InputError(
@@ -104,13 +104,13 @@ def _exists(module: str) -> bool:
 
 def make_app(config: Config, job: Job) -> tuple[modal.App, modal.Function]:
     """Return the app of a job, and its function `train`."""
-    app = modal.App(app_name(job), include_source=False)
+    app = modal.App(job_name(job), include_source=False)
     function = modal.clustered(size=config.nodes, rdma=True)(train) if config.nodes > 1 else train
     deployed = app.function(
         image=add_project(base_image()),
         gpu=None if config.gpu == "none" else config.gpu,
-        cpu=config.cpus,
-        memory=int(config.memory * 1024),
+        cpu=(config.cpus, config.cpus),  # at most, too: Modal bills what is used, if that is more
+        memory=(int(config.memory * 1024), int(config.memory * 1024)),
         volumes={str(VOLUME): modal.Volume.from_name(config.volume, create_if_missing=True)},
         timeout=int(config.hours * 3600),
         retries=modal.Retries(max_retries=config.retries, initial_delay=1.0, backoff_coefficient=1.0),
@@ -119,24 +119,27 @@ def make_app(config: Config, job: Job) -> tuple[modal.App, modal.Function]:
     return app, deployed
 
 
-def app_name(job: Job) -> str:
-    """Return the name of a job's app: there is one for each run directory, as two jobs must not write the same run."""
-    return f"train-{run_directory(job.command).replace('/', '-')}"
-
-
 def start(config: Config, job: Job) -> modal.FunctionCall:
     """Upload what is to be uploaded, and start the job; return its call, or that of the one that is under way."""
     jobs = modal.Dict.from_name(JOBS, create_if_missing=True)
-    if call := unfinished(jobs.get(app_name(job))):
-        log.warning("a job for %s is under way: it goes on as it was started", run_directory(job.command))
+    if call := _under_way(jobs, job):
         return call
     if config.upload is not None:
         volume = modal.Volume.from_name(config.volume, create_if_missing=True)
         upload(volume, config.upload, config.upload.as_posix())
     app, _ = make_app(config, job)
     deploy(app)
+    if call := _under_way(jobs, job):  # somebody else may have been faster in the minutes that this takes
+        return call
     call = modal.Function.from_name(app.name, "train").spawn(asdict(job))
     jobs[app.name] = call.object_id
+    return call
+
+
+def _under_way(jobs: modal.Dict, job: Job) -> modal.FunctionCall | None:
+    call = unfinished(jobs.get(job_name(job)))
+    if call:
+        log.warning("a job for %s is under way: it goes on as it was started", run_directory(job.command))
     return call
 
 
@@ -171,7 +174,7 @@ def main(config: Config) -> dict[str, Any] | None:
             raise InputError(f"the job failed after all its attempts: {error}") from error
         except KeyboardInterrupt:
             log.info("\nthe job goes on; to follow it, give the same command; to end it:")
-            log.info("python -m modal app stop %s", app_name(job))
+            log.info("python -m modal app stop %s", job_name(job))
             return None
     match ended["state"]:
         case "refused":

@@ -28,7 +28,7 @@ from aiohttp import web
 
 from deployment.cloud import BESIDE, HOME, PACKAGES, ROOT, add_project
 from deployment.gateway import Door, Gateway
-from deployment.monitor import Meter, folder_bytes
+from deployment.monitor import Meter
 from deployment.storage import Backups
 from utils.files import InputError, printable
 from utils.hardware import pick_device
@@ -123,8 +123,8 @@ def make_app(
     deployed = app.function(
         image=image(),
         gpu=None if settings.gpu == "none" else settings.gpu,
-        cpu=cpus,
-        memory=int(memory_gib * 1024),
+        cpu=(cpus, cpus),  # what it asks for, and the most it gets: Modal bills what is used, if that is more
+        memory=(int(memory_gib * 1024), int(memory_gib * 1024)),
         volumes=volumes,
         secrets=[secret],
         timeout=min(MOST_SECONDS, int(settings.hours * 3600) + 600),  # time to back up and say goodbye
@@ -160,8 +160,9 @@ class Workspace:
         self.backups = backups
         self.meter = Meter(settings.dollars_per_hour, settings.budget)
         self.monitor = ResourceMonitor(pick_device("auto"), interval=max(1.0, settings.every))
-        self.stored = 0
+        self.backup = ""  # how the last one went
         self.began = time.time()
+        self.first_began = self.began  # before it was taken away, and Modal started it again
         self.state = modal.Dict.from_name(STATES, create_if_missing=True)
         self.volumes = [
             modal.Volume.from_name(f"workspace-{settings.name}{suffix}") for suffix in ("", "-backups")
@@ -173,6 +174,7 @@ class Workspace:
         for volume in self.volumes:
             await volume.reload.aio()
         said = await self.state.get.aio(self.settings.name) or {}
+        self.first_began = said.get("began", self.began)
         self.meter = Meter(self.settings.dollars_per_hour, self.settings.budget, before=said.get("spent", 0.0))
         await asyncio.to_thread(prepare, self.settings)
         runner = web.AppRunner(self.gateway.application(), access_log=None)
@@ -218,7 +220,7 @@ class Workspace:
                 return "down"
             if editor.poll() is not None:
                 return f"the editor ended with exit status {editor.returncode}"
-            if now - self.began >= self.settings.hours * 3600:
+            if now - self.first_began >= self.settings.hours * 3600:
                 return "time limit"
             if self.meter.used_up():
                 return "budget"
@@ -232,7 +234,7 @@ class Workspace:
         """Return the seconds since anybody used the editor or a terminal, or the GPU had something to do."""
         active = [self.began, self.gateway.last_request]
         with suppress(OSError):
-            active.append(Path(HEARTBEAT).stat().st_mtime)  # touched every minute while a window is open and used
+            active.append(Path(HEARTBEAT).stat().st_mtime)  # touched every minute while a window is open
         for terminal in TERMINALS.glob("[0-9]*"):  # those of SSH, too; what is typed there is read from it
             with suppress(OSError):
                 active.append(terminal.stat().st_atime)
@@ -244,13 +246,15 @@ class Workspace:
         """Commit the workspace, take a snapshot of it, and commit that. A failure is said, and does not stop work."""
         try:
             await self.volumes[0].commit.aio()
+            if not self.backup:  # the first one here: what is locked was locked by a machine that is gone
+                await asyncio.to_thread(self.backups.unlock)
             taken = await asyncio.to_thread(self.backups.snapshot, WORKSPACE)
             await asyncio.to_thread(self.backups.forget)
-            self.stored = await asyncio.to_thread(folder_bytes, WORKSPACE)
             await self.volumes[1].commit.aio()
-            print(f"backed up: {taken.added_bytes:,} bytes new", flush=True)
+            self.backup = f"backed up: {taken.added_bytes:,} bytes new"
         except (InputError, OSError, modal.exception.Error) as error:
-            print(f"NOT backed up: {printable(str(error))}", flush=True)
+            self.backup = f"NOT backed up: {printable(str(error))}"
+        print(self.backup, flush=True)
         self.backed_up = time.time()
 
     async def report(self, **news: str | float) -> None:
@@ -259,7 +263,7 @@ class Workspace:
         self.meter.look(self.monitor.latest())
         if alarm := self.meter.alarm():
             print(alarm, flush=True)
-        news |= {"seen": time.time(), "stored": self.stored, **self.meter.summary()}
+        news |= {"seen": time.time(), "began": self.first_began, "backup": self.backup, **self.meter.summary()}
         await self.state.put.aio(self.settings.name, {**said, **news})
 
 
@@ -284,8 +288,10 @@ def prepare(settings: Settings) -> None:
     if settings.repository and not PROJECT.exists():
         _git("clone", "--", settings.repository, str(PROJECT))
     elif settings.repository:
-        with suppress(InputError):  # work that was done here is never overwritten: then it stays as it is
-            _git("-C", str(PROJECT), "pull", "--ff-only")
+        try:
+            _git("pull", "--ff-only", inside=PROJECT)
+        except InputError as error:  # work that was done here is never overwritten: then it stays as it is
+            print(f"the project stays as it is: {error}", flush=True)
     elif not PROJECT.exists():
         PROJECT.mkdir(parents=True)
         for name in (*PACKAGES, *BESIDE):
@@ -296,10 +302,12 @@ def prepare(settings: Settings) -> None:
                 shutil.copy(path, PROJECT / name)
 
 
-def _git(*arguments: str) -> None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+def _git(*arguments: str, inside: Path | None = None) -> None:
+    done = subprocess.run(
+        ["git", *arguments], cwd=inside, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
     if done.returncode:
-        raise InputError(f"git {arguments[0]} failed: {printable(done.stderr.strip()[-300:])}")
+        raise InputError(f"git {arguments[0]} failed: {printable(' '.join(done.stderr.split())[-300:])}")
 
 
 def start_ssh(public_key: str) -> None:

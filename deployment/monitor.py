@@ -1,10 +1,8 @@
 """What a workspace takes and costs: readings of the machine, money so far, and an alarm before the budget is spent."""
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 ALARMS = (0.5, 0.8, 0.95)  # shares of the budget at which to warn; at all of it the workspace stops
 SHOWN = {
@@ -103,15 +101,3 @@ def duration(seconds: float) -> str:
     """
     hours, minutes = divmod(int(seconds) // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the bytes of all files below a folder, links not followed."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += Path(parent, name).lstat().st_size
-            except FileNotFoundError:  # deleted meanwhile
-                continue
-    return total

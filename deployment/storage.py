@@ -75,6 +75,11 @@ class Backups:
         summary = json.loads(said.splitlines()[-1])
         return Snapshot(summary["snapshot_id"], summary["data_added"], summary["total_bytes_processed"])
 
+    def unlock(self) -> None:
+        """Remove the locks of all processes, such as one that was killed: for whoever has the repository alone."""
+        if (self.repository / "config").exists():
+            self._run("unlock", "--remove-all")
+
     def list(self) -> list[dict[str, Any]]:
         """Return the snapshots, the oldest first, each with "id", "time" and "paths"."""
         return json.loads(self._run("snapshots", "--json")) or []
@@ -117,7 +122,8 @@ class Backups:
         )  # fmt: skip
         if done.returncode:
             said = [line for line in done.stderr.splitlines() if line.strip()] or ["it does not say why"]
-            reason = printable(next((line for line in said if "rror" in line or "Fatal" in line), said[-1]))
+            telling = (line for line in said if any(word in line for word in ("rror", "Fatal", "unable")))
+            reason = printable(next(telling, said[-1]))
             raise InputError(f"restic {arguments[0]} failed in {self.repository}: {reason[:300]}")
         return done.stdout
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import modal
 
 from deployment import modal_workspace
-from deployment.cloud import deploy, one_line_errors, show_logs, unfinished
+from deployment.cloud import deploy, listing, one_line_errors, show_logs, unfinished
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.modal_workspace import BACKUP_PASSWORD, PASSWORD, STATES, Settings
 from deployment.monitor import describe, duration
@@ -51,13 +51,14 @@ class Config:
     volume: Annotated[float, Range(1, 10**6)] = 100
     """GiB that /workspace may hold; once it holds more, the workspace does not start again."""
     idle: Annotated[float, Range(1, 1440)] = 30
-    """Minutes without anybody at the editor or a terminal, and without work for the GPU, after which it stops."""
+    """Minutes without work for the GPU, without a key pressed in a terminal, and without a window of the editor, after
+    which it stops. A window that is left open counts as use."""
     hours: Annotated[float, Range(0.1, 23.5)] = 8
     """Hours after which it stops in any case. Modal allows 24."""
     budget: Annotated[float, Range(0, 10**6, open_below=True)] = 20
     """Dollars after which it stops in any case."""
     repository: str = ""
-    """A git address to clone into /workspace/project; by default this project is copied there."""
+    """A public https:// address to clone into /workspace/project; by default this project is copied there."""
     ssh_key: Path | None = None
     """A public key, as ~/.ssh/id_ed25519.pub, whose owner may log in by SSH. Passwords are never taken."""
     wait: Annotated[float, Range(0, 3600)] = 600
@@ -68,9 +69,9 @@ class Config:
         parse_gpus(self.gpu)
         if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){0,30}", self.name):
             raise InputError(f"name must be small letters, digits and single dashes, 32 at most, got {self.name!r}")
-        if self.repository and not re.match(r"(https://|ssh://|git@)[^\s@]+$|git@[^\s@]+$", self.repository):
+        if self.repository and not re.fullmatch(r"https://[^\s@]+", self.repository):
             raise InputError(
-                f"repository must be an https:// or git@ address without a password in it, got {self.repository!r}"
+                f"repository must be a public https:// address, without a password in it, got {self.repository!r}"
             )
 
 
@@ -122,9 +123,9 @@ def up(config: Config, *, settings: Settings | None = None) -> str:
         min(config.budget, settings.dollars_per_hour * config.hours),
     )  # fmt: skip
     with one_line_errors("start a workspace"):
-        if running(config.name):
-            raise InputError(f"workspace {config.name} is up already: see status, or choose another --name")
-        stored = (states().get(config.name) or {}).get("stored", 0)
+        _check_down(config.name)
+        volume = modal.Volume.from_name(f"workspace-{config.name}", create_if_missing=True)
+        stored = sum(entry.size for entry in listing(volume, ""))
         if stored > config.volume * GIB:
             raise InputError(
                 f"the volume of workspace {config.name} is full: {stored / GIB:,.1f} of {config.volume:g} GiB; "
@@ -134,11 +135,17 @@ def up(config: Config, *, settings: Settings | None = None) -> str:
             settings, cpus=config.cpus, memory_gib=config.memory, secret=secret_of(config.name)
         )
         deploy(app)
+        _check_down(config.name)  # another `up` may have been faster in the minutes that this takes
         states().pop(config.name, None)
         states().pop((config.name, "stop"), None)
         call = modal.Function.from_name(app.name, "serve").spawn(modal_workspace.sent(settings))
         states()[config.name, "call"] = call.object_id
         return _wait_for_url(config, call)
+
+
+def _check_down(name: str) -> None:
+    if running(name):
+        raise InputError(f"workspace {name} is up already: see status, or choose another --name")
 
 
 def _wait_for_url(config: Config, call: modal.FunctionCall) -> str:
@@ -157,7 +164,7 @@ def _wait_for_url(config: Config, call: modal.FunctionCall) -> str:
 
 
 def secret_of(name: str) -> modal.Secret:
-    """Return the secret with a workspace's passwords; if there is none, make one, and show the login's this once."""
+    """Return the secret with a workspace's passwords; if there is none, make one, and show them this once."""
     secret = modal.Secret.from_name(f"workspace-{name}", required_keys=[PASSWORD, BACKUP_PASSWORD])
     try:
         secret.hydrate()
@@ -168,6 +175,7 @@ def secret_of(name: str) -> modal.Secret:
         passwords = {PASSWORD: password, BACKUP_PASSWORD: secrets.token_urlsafe(PASSWORD_BYTES)}
         modal.Secret.objects.create(f"workspace-{name}", passwords)
         print(f"The password of workspace {name}, which is shown only now: {password}")
+        print(f"That of its backups, without which nobody can read them: {passwords[BACKUP_PASSWORD]}")
         secret = modal.Secret.from_name(f"workspace-{name}", required_keys=[PASSWORD, BACKUP_PASSWORD])
     return secret
 
@@ -202,6 +210,7 @@ def status(config: Config) -> dict[str, Any]:
     print(f"workspace {config.name} is {said.get('state', 'starting')}: {said.get('url', 'no address yet')}")
     if "spent" in said:
         print(describe(said))
+        print(said.get("backup") or "no backup yet")
         print(f"heard from {duration(time.time() - said['seen'])} ago")
     return {"state": "starting", **said}
 

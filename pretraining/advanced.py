@@ -9,6 +9,7 @@ only puts them together. Read `simple.py` first.
 
 import logging
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch.utils.data import DataLoader, Subset
 from gpt_model import GPT, GPTConfig
 from gpt_model.costs import forward_flops
 from gpt_model.devices import find_device
-from gpt_model.run_directory import load_tokenizer
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.choices import check_disk, choose_before_data, choose_micro_batch, choose_parallel, passes
+from pretraining.data_folder import TOKENIZER
 from pretraining.engine import (
     Engine,
     NextToken,
@@ -36,7 +37,7 @@ from pretraining.engine.callbacks import Callback, EarlyStopping, Machine, Movin
 from pretraining.engine.fit import Plan
 from pretraining.hellaswag import HellaSwag, read_examples, spread
 from pretraining.metrics import draw_loss
-from pretraining.open_run import open_run, training_in
+from pretraining.open_run import CONFIG, device_of, open_run, training_in
 from pretraining.optimizers import make_optimizers
 from utils.data_loading import ResumableLoader, one_pass
 from utils.files import InputError
@@ -44,6 +45,7 @@ from utils.hardware import compiler_works, keep_freed_memory
 from utils.monitoring import ResourceMonitor
 from utils.tracking import open_trackers
 from working_with_text_data.dataset import BlockDataset
+from working_with_text_data.minbpe import Tokenizer
 from working_with_text_data.train_tokenizer import END_OF_TEXT
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ def main(config: AdvancedConfig) -> bool:
             if the processes do not find one another; for a gradient that is no longer a number; for a checkpoint that
             cannot be written.
     """
-    with training_in(config.out, config.device, timeout=config.timeout) as world:
+    with training_in(config.out, device_of(config), timeout=config.timeout) as world:
         config, model_config, data = _open(config, world)
         _set_up_torch(config, world)
         return train(config, model_config, data, world)
@@ -71,7 +73,7 @@ def _open(config: AdvancedConfig, world: World) -> tuple[AdvancedConfig, GPTConf
     def open_in_main() -> tuple[AdvancedConfig, GPTConfig]:
         if config.hellaswag is not None:
             read_examples(config.hellaswag)  # what is wrong with it is said before anything is written
-        chosen, model_config, data = open_run(choose_before_data(config, world))
+        chosen, model_config, data = open_run(choose_before_data(config, world), n_processes=world.size)
         if len(data["train"]) < world.size:
             raise InputError(
                 f"{config.data} has {len(data['train'])} blocks of {config.context_length} tokens for "
@@ -80,8 +82,30 @@ def _open(config: AdvancedConfig, world: World) -> tuple[AdvancedConfig, GPTConf
         return choose_parallel(chosen, model_config, world), model_config
 
     chosen, model_config = world.from_main(open_in_main)
+    if chosen.parallel == "fsdp":
+        check_shared(chosen.out, world)
     data = {split: BlockDataset(config.data, split, config.context_length) for split in ("train", "val")}
     return chosen, model_config, data
+
+
+def check_shared(run: Path, world: World) -> None:
+    """Check that every process sees the run directory that the main one has opened.
+
+    Raises:
+        InputError: if one does not.
+    """
+    stored = world.from_main((run / CONFIG).read_bytes)
+    is_there = (run / CONFIG).is_file() and (run / CONFIG).read_bytes() == stored
+    blind = [rank for rank, sees in enumerate(world.all(is_there)) if not sees]
+
+    def check() -> None:
+        if blind:
+            raise InputError(
+                f"process {blind[0]} does not see {run} as the main one does, and under fsdp each writes its part of a "
+                "checkpoint there: choose an --out on a disk that all machines share, or another --parallel"
+            )
+
+    world.from_main(check)
 
 
 def _set_up_torch(config: AdvancedConfig, world: World) -> None:
@@ -146,7 +170,7 @@ def make_engine(config: AdvancedConfig, model_config: GPTConfig, world: World) -
     """Return the engine of a run, with a new model whose weights are the same in every process."""
     torch.manual_seed(config.seed)
     model = GPT(model_config).to(world.device)
-    end_of_text = load_tokenizer(config.out).special_tokens.get(END_OF_TEXT) if config.documents else None
+    end_of_text = _tokenizer(config).special_tokens.get(END_OF_TEXT) if config.documents else None
     if config.documents and end_of_text is None:
         raise InputError(f"the tokenizer of {config.data} has no {END_OF_TEXT}, so --documents cannot tell them apart")
     objective = NextToken(n_chunks=config.loss_chunks, end_of_text=end_of_text)
@@ -161,6 +185,11 @@ def make_engine(config: AdvancedConfig, model_config: GPTConfig, world: World) -
         clip=config.clip,
     )
     return Engine(model, objective, optimizers, settings, world)
+
+
+def _tokenizer(config: AdvancedConfig) -> Tokenizer:
+    """Return the run's tokenizer, from beside the data: the run directory may be on the main process's machine only."""
+    return Tokenizer.load(config.data / TOKENIZER)
 
 
 def make_schedule(config: AdvancedConfig) -> Schedule:
@@ -183,7 +212,7 @@ def make_callbacks(config: AdvancedConfig, engine: Engine, validation: object) -
         callbacks.append(MovingAverage(engine, validation, config.ema))
     if config.hellaswag is not None:
         examples = spread(read_examples(config.hellaswag), config.hellaswag_examples)
-        callbacks.append(HellaSwag(examples, load_tokenizer(config.out)))
+        callbacks.append(HellaSwag(examples, _tokenizer(config)))
     if config.plateau is not None:
         callbacks.append(Plateau(config.plateau))
     if config.early_stopping is not None:

@@ -29,7 +29,7 @@ class AdvancedConfig(Config):
 
     micro_batch_size: Count | None = None
     """Sequences that go through the model at once, in each process; the rest of a batch follows, with the same result.
-    By default the most that memory holds."""
+    By default the most that memory holds without compiling; compiled steps need less, so that more may fit."""
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     """What matrix products are computed in. tf32 is float32 with short mantissas, on NVIDIA GPUs; float16 needs its
     loss scaled, which happens by itself, and is for GPUs that lack bfloat16."""
@@ -85,6 +85,13 @@ class AdvancedConfig(Config):
     def rows_at_once(self) -> int:
         """The fewest sequences that must fit into memory."""
         return self.micro_batch_size or 1
+
+    @property
+    def most_shared(self) -> str:
+        """The way in which processes share a step; where it is not chosen yet, that in which each holds least."""
+        if self.parallel != "auto":
+            return self.parallel
+        return "zero1" if self.optimizer == "galore" else "fsdp"  # GaLore looks at whole gradients
 
 
 def _gpt2(name: str, **settings: object) -> AdvancedConfig:

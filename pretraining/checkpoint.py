@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed import DistError
 
 from gpt_model.run_directory import check_weights
 from utils.files import InputError, read_json, sha256, sync_folder, write_atomically
@@ -120,6 +121,7 @@ def load_checkpoint(
     restore: Callable[[dict[str, torch.Tensor], dict[str, Any]], None],
     *,
     publish: bool = True,
+    agree: Callable[[str], None] = lambda found: None,
 ) -> bool:
     """Load the newest sound checkpoint; return False if the run has none.
 
@@ -132,6 +134,8 @@ def load_checkpoint(
             folder under "folder". If it fails, the checkpoint counts as damaged, and `restore` is called again with an
             earlier one.
         publish: make its weights the run's `model.safetensors`; one of several processes does that.
+        agree: gets what this process has found, and raises an error if others have found something else. A process that
+            is lost while `restore` exchanges something shows here, and not as damage.
 
     Raises:
         InputError: if there are checkpoints and all are damaged, or they are another model's.
@@ -143,20 +147,31 @@ def load_checkpoint(
         except (OSError, InputError) as error:
             log.warning("%s is damaged (%s); trying the checkpoint before it", folder, error)
             continue
+        agree(folder.name)
         check_weights(model, tensors, folder / WEIGHTS)
-        try:
-            restore(tensors, {**state, "folder": folder})
-        except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-            if is_full(error):  # which says nothing about the checkpoint
-                raise
-            log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, error)
+        failure = _failure(restore, tensors, {**state, "folder": folder})
+        agree(folder.name if failure is None else f"what is before {folder.name}")
+        if failure is not None:
+            log.warning("%s is damaged (its state is not ours: %r); trying the checkpoint before it", folder, failure)
             continue
         if publish:
             _publish(folder / WEIGHTS, run / WEIGHTS)  # a kill may have come between checkpoint and second name
         return True
+    agree("no sound checkpoint" if found else "the start")
     if found:
         raise InputError(f"every checkpoint in {run / 'train_state'} is damaged: start over with --fresh")
     return False
+
+
+def _failure(restore: Callable[..., None], tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> Exception | None:
+    """Return why a state that was read cannot be restored; None if it was."""
+    try:
+        restore(tensors, state)
+    except (InputError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        if is_full(error) or isinstance(error, DistError):  # which say nothing about the checkpoint
+            raise
+        return error
+    return None
 
 
 def _read(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

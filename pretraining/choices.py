@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 
 from gpt_model import GPTConfig
-from gpt_model.costs import TrainingMemory, training_memory
+from gpt_model.costs import FLOAT32, TrainingMemory, parameters, training_memory
 from gpt_model.run_directory import read_config
 from pretraining.advanced_config import AdvancedConfig
 from pretraining.engine import Engine, Objective, World
 from pretraining.engine.objective import Batch
-from pretraining.least_memory import total_memory
+from pretraining.least_memory import share_of, total_memory
 from pretraining.open_run import CONFIG
 from utils.files import InputError
 from utils.memory import available_memory, format_bytes, is_full
@@ -52,8 +52,7 @@ def choose_parallel(config: AdvancedConfig, model_config: GPTConfig, world: Worl
         return config
     needed = _memory(config, model_config, rows=1).total
     there = SHARE_OF_MEMORY * total_memory(world.device)
-    small_enough = "zero1" if config.optimizer == "galore" else "fsdp"  # GaLore looks at whole gradients
-    parallel = "ddp" if needed < there else small_enough
+    parallel = "ddp" if needed < there else config.most_shared
     if world.is_main:
         log.info(
             "parallel %s: a step of one row needs %s, a device has %s",
@@ -67,8 +66,9 @@ def choose_micro_batch(
 ) -> int:
     """Return how many sequences go through the model at once: what was asked for, or the most that memory holds.
 
-    On a GPU sizes are tried out, the largest first; elsewhere a formula tells, since a program that takes too much
-    of a computer's memory is killed.
+    On a GPU sizes are tried out, the largest first. A formula tells on a CPU, since a program that takes too much of a
+    computer's memory is killed, and under FSDP, where no process can run out of memory without the others: a pass takes
+    all of them.
 
     Args:
         config: of the run.
@@ -80,17 +80,39 @@ def choose_micro_batch(
     if config.micro_batch_size is not None:
         return min(share, config.micro_batch_size)
     sizes = [size for size in range(share, 0, -1) if share % size == 0]
-    if world.device.type == "cuda":
-        fits = next((size for size in sizes if _fits(try_rows, size)), 1)
+    sharded = world.size > 1 and config.parallel == "fsdp"
+    if world.device.type == "cuda" and not sharded:
+        fits = min(world.all(next((size for size in sizes if _fits(try_rows, size)), 1)))
         reason = "the most that the GPU held when tried"
     else:
-        there = SHARE_OF_MEMORY * available_memory() / world.size  # processes of one machine share its memory
-        fits = next((size for size in sizes if _memory(config, model_config, size).total < there), 1)
-        reason = f"by formula the most that fits into the {format_bytes(there)} that are free"
-    fits = min(world.all(fits))
+        there = SHARE_OF_MEMORY * min(world.all(_free_memory(world)))
+        fits = next((size for size in sizes if _memory_of_one(config, model_config, size, world.size) < there), 1)
+        reason = f"by formula the most that fits into the {format_bytes(there)} that each has"
     if world.is_main and fits < share:
         log.info("micro-batches of %s of the %s sequences of each process: %s", fits, share, reason)
     return fits
+
+
+def _free_memory(world: World) -> float:
+    """Return how many bytes there are for this process's training step."""
+    if world.device.type == "cuda":  # what PyTorch has reserved already is for the step
+        return torch.cuda.mem_get_info(world.device)[0] + torch.cuda.memory_reserved(world.device)
+    return available_memory() / world.size  # processes of one machine share its memory
+
+
+def _memory_of_one(config: AdvancedConfig, model_config: GPTConfig, rows: int, n_processes: int) -> int:
+    """Return the memory in bytes that each process needs for a step with micro-batches of some rows."""
+    whole = _memory(config, model_config, rows)
+    needed = share_of(whole, config.parallel, n_processes).total
+    if n_processes > 1 and config.parallel == "fsdp":
+        # What is outside the blocks is whole from forward to backward, and two blocks are at a time: the one that
+        # computes, and the next. So are their gradients.
+        numbers = parameters(model_config)
+        blocks = numbers["attention"] + numbers["feed-forward"]
+        needed += 2 * FLOAT32 * (sum(numbers.values()) - blocks + 2 * blocks // model_config.n_layers)
+        if rows < config.batch_size // n_processes:  # gradients stay whole until the last pass exchanges them
+            needed += whole.gradients
+    return needed
 
 
 def _fits(try_rows: Callable[[int], None], size: int) -> bool:
@@ -111,7 +133,9 @@ def _fits(try_rows: Callable[[int], None], size: int) -> bool:
 def passes(engine: Engine, objective: Objective, make_batch: Callable[[int], Batch]) -> Callable[[int], None]:
     """Return a function that takes a forward and backward pass with some number of sequences, and leaves no gradient.
 
-    What the optimizer is going to remember is held meanwhile, since it comes with the first step only.
+    What the optimizer is going to remember is held meanwhile, since it comes with the first step only. The pass is not
+    compiled. Where the run is, its steps need less: each size would take a compilation of its own here, and PyTorch
+    makes code for any size out of several, which may be slower than code for one.
     """
 
     def try_rows(rows: int) -> None:
@@ -123,7 +147,7 @@ def passes(engine: Engine, objective: Objective, make_batch: Callable[[int], Bat
             loss.backward()
         finally:
             del remembered
-            engine.model.zero_grad()
+            engine.way.forget_gradients(engine.model)  # under ZeRO-1 they must stay where they are
 
     return try_rows
 

@@ -129,6 +129,11 @@ class Config:
         """Sequences that must fit into memory together."""
         return self.micro_batch_size or self.batch_size
 
+    @property
+    def most_shared(self) -> str:
+        """The way in which processes share a step so that each holds least; one process shares nothing."""
+        return "none"
+
 
 PRESETS = {
     "demo": Config(data=Path("runs/demo-data"), out=Path("runs/demo"), snapshot_every=300),

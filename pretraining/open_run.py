@@ -37,6 +37,7 @@ RUN_FILES = (
     *TRACKER_FILES,
     "loss.svg",
     "evaluation.json",
+    "hellaswag.json",
     "results.json",
     "snapshots/step_*.safetensors",
     *(f"train_state/step_*/{name}" for name in CHECKPOINT_FILES),
@@ -56,11 +57,15 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 WORTH_COMPILING = {"cpu": 5000, "cuda": 200}
 
 
-def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]]:
+def open_run(config: Config, *, n_processes: int = 1) -> tuple[Config, GPTConfig, dict[str, BlockDataset]]:
     """Make the run directory, or check that the one there is this run.
 
     What is "auto" in a new run is decided now and stored, so that a resumed run is the same run. All is checked
     before anything is written or, with `fresh`, deleted.
+
+    Args:
+        config: what the user asked for.
+        n_processes: how many train together.
 
     Returns:
         the settings with nothing "auto" in them, the model's, and the data of "train" and "val".
@@ -75,9 +80,9 @@ def open_run(config: Config) -> tuple[Config, GPTConfig, dict[str, BlockDataset]
     shared = {name: value for name, value in vars(config).items() if name in model_fields}
     model_config = GPTConfig(vocab_size=tokenizer.vocab_size, **shared)
     if config.fresh or not (config.out / CONFIG).exists():
-        config = _begin(config, model_config, data, tokenizer)
+        config = _begin(config, model_config, data, tokenizer, n_processes)
     else:
-        config = _go_on(config, model_config, data, tokenizer)
+        config = _go_on(config, model_config, data, tokenizer, n_processes)
     if not (config.out / TOKENIZER).exists():
         tokenizer.save(config.out / TOKENIZER)
     return config, model_config, data
@@ -135,14 +140,16 @@ def delete_run(run: Path, ours: Sequence[str] = RUN_FILES) -> None:
     delete_ours(run, ours)
 
 
-def _begin(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
+def _begin(
+    config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer, n_processes: int
+) -> Config:
     """Make a new run directory; with `fresh`, in the place of the one that is there."""
     if config.fresh:
         check_deletable(config.out)
     elif config.out.exists() and not is_empty(config.out):
         raise InputError(f"{config.out} exists and is not a run directory: choose another --out")
     config = _settled(config)
-    check_memory(config, model_config, pick_device(config.device))
+    check_memory(config, model_config, pick_device(config.device), n_processes)
     if config.fresh:
         delete_run(config.out)
     content = {"model": dataclasses.asdict(model_config), "training": _as_json(config, data)}
@@ -180,7 +187,9 @@ def store_config(run: Path, content: dict[str, Any]) -> None:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer) -> Config:
+def _go_on(
+    config: Config, model_config: GPTConfig, data: dict[str, BlockDataset], tokenizer: Tokenizer, n_processes: int
+) -> Config:
     """Return the settings of the run that is there, if they are what was asked for."""
     run = config.out
     stored = read_config(config.out)
@@ -207,7 +216,7 @@ def _go_on(config: Config, model_config: GPTConfig, data: dict[str, BlockDataset
     config = replace(
         config, device=_device_to_go_on(config, there["device"]), precision=there["precision"], compile=there["compile"]
     )
-    check_memory(config, model_config, pick_device(config.device))
+    check_memory(config, model_config, pick_device(config.device), n_processes)
     forget_unfinished(run)
     changed = {"steps": config.steps, "device": config.device}
     if any(there[name] != value for name, value in changed.items()):
@@ -228,6 +237,17 @@ def _check_steps(config: Config, planned: int) -> None:
             "%s was to take %s steps and now takes %s: from step %s on, the learning rate is the one of the new plan",
             config.out, f"{planned:,}", f"{config.steps:,}", f"{done + 1:,}",
         )  # fmt: skip
+
+
+def device_of(config: Config) -> str:
+    """Return the device that is asked for; if none is named, that of the run which is to go on.
+
+    Raises:
+        InputError: if this machine does not have it, or the run directory is damaged.
+    """
+    if config.device != "auto" or config.fresh or not (config.out / CONFIG).exists():
+        return config.device
+    return _device_to_go_on(config, read_config(config.out)["training"].get("device", "auto"))
 
 
 def _device_to_go_on(config: Config, began: str) -> str:

@@ -370,6 +370,7 @@ ELSEWHERE = {
     "python -m pretraining.prepare_smollm": "test_corpus_pipeline.py",
     "python -m pretraining.watch": "test_watch.py",
     "python -m pretraining.advanced": "test_advanced.py",
+    'python -c "from working_with_text_data.minbpe import GPT2Tokenizer': "test_advanced.py",
     "torchrun --standalone": "test_advanced.py, which starts torchrun's module",
     "torchrun --nnodes 2": "test_two_nodes.py",
     "python -m utils.gpt2_download": "test_gpt2_download.py",

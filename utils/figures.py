@@ -33,6 +33,10 @@ STYLE: dict[str, Any] = {
     "grid.color": INK,
     "grid.alpha": 0.25,
     "text.color": INK,
+    "boxplot.boxprops.color": INK,
+    "boxplot.whiskerprops.color": INK,
+    "boxplot.capprops.color": INK,
+    "boxplot.flierprops.markeredgecolor": INK,
     "xtick.color": INK,
     "ytick.color": INK,
     # Jupyter paints a background behind a transparent figure whose tick labels are all on one side of

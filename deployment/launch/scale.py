@@ -13,7 +13,8 @@ that all must agree on stay as large as they were, so from some number on GPUs w
 - *Memory*: float32 weights and gradients, AdamW's two numbers, and what one row of tokens leaves behind.
 - *Checkpoints*: every 50,000 GPU-hours something breaks, as it did 419 times in 54 days on 16,384 GPUs (Llama Team
   2024, https://arxiv.org/abs/2407.21783, section 3.3.4). Checkpoints that take d seconds are best written every
-  sqrt(2 d M) seconds, if something breaks every M (Young 1974, https://doi.org/10.1145/361147.361115).
+  sqrt(2 d M) seconds, if something breaks every M (Young 1974, https://doi.org/10.1145/361147.361115). With FSDP each
+  machine writes its part; with DDP and ZeRO-1 one process writes all of it.
 
 Left out: the time that a small message takes whatever its size, GPUs that are slower than others, reading the data. No
 run of this size has been made here: this tells a plan that may work from one that cannot.
@@ -143,7 +144,7 @@ def plan(config: Config, gpus: int) -> Plan:
     hours = config.tokens / config.tokens_per_step * step / 3600
     hosts = math.ceil(gpus / PER_HOST)
     hourly = dollars_per_hour(parse_gpus(f"{config.gpu}:{PER_HOST}"), 64, 256, nodes=hosts)
-    written = 12 * parameters / (hosts * STORAGE_BYTES_PER_SECOND)
+    written = 12 * parameters / ((hosts if parallel == "fsdp" else 1) * STORAGE_BYTES_PER_SECOND)
     between = GPU_HOURS_PER_FAILURE / gpus * 3600
     return Plan(
         gpus, parallel, rows, ways[parallel], compute, talk, step, hours, hours * hourly, written,
@@ -154,7 +155,7 @@ def plan(config: Config, gpus: int) -> Plan:
 def table(config: Config) -> str:
     """Return the plans as a Markdown table."""
     columns = [
-        "GPUs:", "parallel", "rows per GPU:", "GB per GPU:", "computing, s:", "communication, s:", "step, s:",
+        "GPUs:", "parallel", "rows per GPU:", "GiB per GPU:", "computing, s:", "communication, s:", "step, s:",
         "busy:", "hours:", "$:", "checkpoint, s:", "every, min:",
     ]  # fmt: skip
     rows = []

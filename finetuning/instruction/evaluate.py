@@ -30,7 +30,16 @@ from finetuning.instruction.conversation import Conversation
 from finetuning.instruction.corpus import load_records
 from finetuning.instruction.records import Record, read_records
 from finetuning.instruction.scoring.adherence import adherence
-from finetuning.instruction.scoring.answers import ANSWERS, Answered, System, ask, category, stratified, write_answers
+from finetuning.instruction.scoring.answers import (
+    ANSWERS,
+    Answered,
+    System,
+    ask,
+    category,
+    room_for_prompt,
+    stratified,
+    write_answers,
+)
 from finetuning.instruction.scoring.judge import Judge, compare
 from finetuning.instruction.scoring.losses import answer_losses
 from finetuning.instruction.scoring.report import write_report
@@ -83,11 +92,11 @@ class Config:
     judge_model: str = "gpt-4o-mini"
     """Which model of that endpoint."""
     judged: Count = 50
-    """Questions that it compares."""
+    """Questions that it compares, a share of each category."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU if there is one."""
     seed: Seed = 0
-    """Decides which questions are asked, and the bootstrap."""
+    """Decides which questions are asked and judged, and the bootstrap."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -99,7 +108,8 @@ def main(config: Config) -> dict[str, Any]:
     """Ask, measure, write the folder, and return the numbers.
 
     Raises:
-        InputError: for a run, data or an output that cannot be used; for a package that is missing.
+        InputError: for a run, data or an output that cannot be used; for answers that leave no room for a question;
+            for a package that is missing.
     """
     for package in PACKAGES:
         check_installed(package, "finetune", "evaluating answers")
@@ -118,12 +128,15 @@ def main(config: Config) -> dict[str, Any]:
     systems = load_systems(config, template)
     if judge is not None and len(systems) == 1:
         raise InputError("a judge compares two models: name the one before tuning by --base or --pretrained")
+    for system in systems:
+        room_for_prompt(system, config.max_new_tokens)
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "evaluating into"):
         result, answered = examine(config, systems, records, out)
         store(out, result, answered)
         if judge is not None:  # last, since it may not answer
-            result["judge"] = compare(judge, answered[: config.judged], AFTER, BEFORE, config.seed)
+            judged = stratified([each.category for each in answered], config.judged, config.seed)
+            result["judge"] = compare(judge, [answered[place] for place in judged], AFTER, BEFORE, config.seed)
             store(out, result, answered)
     for row in result["measures"]:
         if row["category"] == ALL:

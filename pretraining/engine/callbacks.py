@@ -205,8 +205,9 @@ class MovingAverage(Callback):
         return {"average": self.engine.way.whole(self.average)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take this process's part of an average."""
-        self.average = self.engine.way.cut(self.engine.model, state["average"])
+        """Take this process's part of an average, to where it is kept: a checkpoint is read to the CPU."""
+        parts = self.engine.way.cut(self.engine.model, state["average"])
+        self.average = {name: part.to(self.average[name].device) for name, part in parts.items()}
 
 
 class Machine(Callback):

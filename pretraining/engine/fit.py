@@ -133,6 +133,7 @@ class Trainer:
         self._writing: Future | None = None  # of the checkpoint that is not complete yet
         self._complete: Callable[[], None] | None = None
         self.shown: dict[str, str] = {}  # beside the progress bar
+        self.lr_factor = 0.0  # of the last step
         self._forget()
 
     @property
@@ -169,10 +170,10 @@ class Trainer:
         """Take one step."""
         batches = split_batch(self.batches.next(), self.plan.micro_batch_size)
         self.batches_since.append(batches)
-        factor = self.schedule(self.steps) * math.prod(callback.lr_factor for callback in self.callbacks)
+        self.lr_factor = self.schedule(self.steps) * math.prod(callback.lr_factor for callback in self.callbacks)
         skip_above = min((callback.skip_above for callback in self.callbacks), default=math.inf)
         with self._bad_batch_kept():
-            self.steps_since.append(self.engine.step(batches, factor, skip_above=skip_above))
+            self.steps_since.append(self.engine.step(batches, self.lr_factor, skip_above=skip_above))
         self.steps += 1
         for callback in self.callbacks:
             callback.after_step(self.engine, self.steps)
@@ -191,7 +192,7 @@ class Trainer:
             "loss": sum(losses) / len(losses),
             "tokens_per_second": round(count / seconds),
             "gradient_norm": sum(norms) / len(norms),
-            "lr_factor": self.schedule(self.steps - 1),
+            "lr_factor": self.lr_factor,
         }
         if skipped := sum(step.skipped for step in since):
             entry["skipped"] = skipped
@@ -235,7 +236,7 @@ class Trainer:
             first = self.steps - len(self.steps_since) + 1
             step = first + error.index if len(self.batches_since) == len(self.steps_since) else self.steps + 1
             path = self.run / "bad_batch" / f"step_{step:06d}_rank_{self.world.rank}.pt"
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(path) as file:
                 torch.save({"step": step, "batches": self.batches_since[step - first]}, file)
             raise InputError(
@@ -286,10 +287,25 @@ class Trainer:
 
     def resume(self) -> bool:
         """Go back to the run's newest checkpoint, in every process; return False if it has none."""
-        found = load_checkpoint(self.run, self.engine.model, self.restore, publish=self.world.is_main)
+        found = load_checkpoint(
+            self.run, self.engine.model, self.restore, publish=self.world.is_main, agree=self._agree
+        )
         if found and self.world.is_main:
             forget_metrics_after(self.run, self.steps)
         return found
+
+    def _agree(self, found: str) -> None:
+        """Check that all processes go on from the same."""
+        all_found = self.world.all(found)
+
+        def check() -> None:
+            if any(other != found for other in all_found):
+                raise InputError(
+                    f"the processes would go on from different steps of {self.run} ({', '.join(all_found)}): give "
+                    "each of them the same folder, on a disk that they share"
+                )
+
+        self.world.from_main(check)
 
     def restore(self, weights: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Restore what a checkpoint holds."""

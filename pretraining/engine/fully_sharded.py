@@ -1,8 +1,12 @@
 """Fully sharded training: every process holds a part of each weight, gradient and optimizer state (FSDP2).
 
-Before a block computes, its weights are gathered; after, they are dropped again. So no process ever holds more than its
-part and one whole block. PyTorch's `fully_shard` does it (Zhao et al. 2023, https://arxiv.org/abs/2304.11277); a
-sharded weight is a `DTensor`, which knows which part of the whole it is.
+Before a block computes, its weights are gathered; after, they are dropped again. So each process holds its part, and
+whole only the block that computes and the one to come. PyTorch's `fully_shard` does it (Zhao et al. 2023,
+https://arxiv.org/abs/2304.11277); a sharded weight is a `DTensor`, which knows which part of the whole it is.
+
+Two things are whole for longer. Autocast computes with copies of the matrices in bfloat16, and those of all blocks stay
+until the backward pass has used them, unless activations are checkpointed. And where a batch is cut into micro-batches,
+gradients are exchanged, and so cut, in the last pass only.
 
 The token embedding is the output layer, too, so it must not be in a group of its own, which would be dropped between
 its two uses: it stays in the root group, with all that is outside the blocks.

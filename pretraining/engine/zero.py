@@ -80,7 +80,7 @@ class ZeroOne(OneProcess):
         for group in optimizer.param_groups:
             part = next(parts)
             first = len(whole["state"])
-            states = part.whole([optimizer.state.get(parameter, {}) for parameter in part.own])
+            states = part.whole([_on_cpu(optimizer.state.get(parameter, {})) for parameter in part.own])
             whole["state"].update({first + place: state for place, state in enumerate(states)})
             settings = {name: value for name, value in group.items() if name != "params"}
             whole["param_groups"].append({**settings, "params": list(range(first, first + len(part.parameters)))})
@@ -100,6 +100,11 @@ class ZeroOne(OneProcess):
                 mine["param_groups"].append({**group, "params": list(range(place, place + len(own)))})
                 place += len(own)
             optimizer.load_state_dict(mine)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state on the CPU, where it is gathered: the main process's GPU may not hold everybody's."""
+    return {name: value.cpu() for name, value in state.items()}
 
 
 class Vector:
@@ -157,7 +162,7 @@ class Vector:
             if value.dim() == 0:  # the number of steps
                 pieces = [value.clone() for _ in sizes]
             else:
-                vector = torch.cat([part[name].to(self.world.device) for part in parts])[: self.n_numbers]
+                vector = torch.cat([part[name] for part in parts])[: self.n_numbers]
                 pieces = [piece.clone() for piece in vector.split(sizes)]
             for state, parameter, piece in zip(states, self.parameters, pieces, strict=True):
                 state[name] = piece.view_as(parameter) if value.dim() else piece

@@ -3,12 +3,13 @@
 import os
 import random
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from deployment import storage
-from deployment.monitor import folder_bytes
 from deployment.storage import PASSWORD, Backups, Config
 from utils.files import InputError
 
@@ -32,6 +33,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def size_of(folder: Path) -> int:
+    return sum(map(len, contents(folder).values()))
+
+
 def packs(backups: Backups) -> set[Path]:
     return {path for path in (backups.repository / "data").rglob("*") if path.is_file()}
 
@@ -41,14 +46,14 @@ def test_from_snapshot_to_a_flipped_byte(work: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     backups = Backups(Path("repository"), "a good password")
     first = backups.snapshot(work)
-    size = folder_bytes(backups.repository)
+    size = size_of(backups.repository)
     # compressed: 800 KB of text are hardly there, the noise is as large as it was
     assert first.total_bytes == 8_800_000
     assert 8_000_000 < size < 8_100_000
 
     unchanged = backups.snapshot(work)
     assert unchanged.added_bytes <= 0.01 * first.total_bytes
-    assert folder_bytes(backups.repository) - size <= 0.01 * size
+    assert size_of(backups.repository) - size <= 0.01 * size
 
     before = packs(backups)
     with (work / "deep" / "noise.bin").open("r+b") as file:
@@ -88,6 +93,29 @@ def nothing_is_readable(repository: Path) -> None:
     stored = b"".join(path.read_bytes() for path in repository.rglob("*") if path.is_file())
     for secret in (b"universally", b"noise.bin", b"a good password"):
         assert secret not in stored
+
+
+@needs_restic
+def test_a_backup_that_was_killed_stops_no_later_one(work: Path, tmp_path: Path) -> None:
+    """Here it only waits: the lock of a machine that is gone looks to restic like that of one that works."""
+    backups = Backups(tmp_path / "repository", "a good password")
+    backups.unlock()  # there is nothing yet
+    backups.snapshot(work)
+    locks = backups.repository / "locks"
+    command = ["restic", "backup", "--stdin"]
+    with subprocess.Popen(command, env=backups._environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as other:
+        try:
+            until = time.monotonic() + 30
+            while not list(locks.iterdir()):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            with pytest.raises(InputError, match="locked"):
+                backups.forget()
+            backups.unlock()
+            backups.forget()
+            assert len(backups.list()) == 1
+        finally:
+            other.kill()
 
 
 @needs_restic

@@ -17,7 +17,7 @@ import pytest
 
 from deployment import download, modal_train
 from deployment import job as job_module
-from deployment.job import Job, Ledger, Trainer, launch, outcome, run_directory
+from deployment.job import Job, Ledger, Trainer, job_name, launch, outcome, run_directory
 from deployment.modal_train import Config, follow, job_of, make_app, start
 from pretraining import simple
 from tests.deployment.control_plane import ControlPlane
@@ -112,7 +112,7 @@ def test_specifications() -> None:
     _, function = make_app(config, job_of(replace(config, job=f"{config.job} --parallel ddp")))
     info = function.info()
     assert info.gpus == [("H100", 8)]
-    assert (info.timeout, info.max_retries, info.memory_mib) == (12 * 3600, 3, 64 * 1024)
+    assert (info.timeout, info.max_retries, info.memory_mib) == (12 * 3600, 3, (64 * 1024, 64 * 1024))
     assert (info.cluster_info.size, info.cluster_info.rdma) == (4, True)
     assert list(info.volumes) == ["/vol"]
     assert not info.secrets
@@ -176,11 +176,27 @@ def test_the_budget_counts_all_attempts(tmp_path: Path) -> None:
     assert second.begin(write=True) == 2
     second.began -= 6
     assert second.used_up()
+    dearer = Ledger(tmp_path / "job.json", replace(job, dollars_per_hour=36_000.0, budget=100.0))
+    assert dearer.begin(write=True) == 3
+    dearer.began -= 6
+    assert 66 < dearer.dollars() < 80  # what the first two took cost a tenth as much
+    assert not dearer.used_up()
 
 
 def test_the_run_directory_is_what_out_names() -> None:
     assert run_directory(("m", "--out", "runs/a")) == run_directory(("m", "--out=runs/a")) == "runs/a"
     assert run_directory(("m", "--out")) == run_directory(("m",)) == ""
+    assert run_directory(("m", "--out", "./runs//a/")) == "runs/a"
+
+
+def test_a_job_is_known_by_its_volume_and_its_run_directory() -> None:
+    names = [
+        job_name(Job(("m", "--out", out), volume))
+        for out, volume in [("runs/a-b", "v"), ("runs/a/b", "v"), ("runs/a-b", "w"), ("runs/my run, ü" * 9, "v")]
+    ]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"[a-zA-Z0-9-]{1,64}", name) for name in names)
+    assert job_name(Job(("m", "--out", "runs/a/b/"), "v")) == names[1]
 
 
 @pytest.mark.parametrize(

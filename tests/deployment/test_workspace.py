@@ -19,6 +19,7 @@ import pytest
 from deployment import modal_workspace, workspace
 from deployment.cloud import is_hidden
 from deployment.gateway import COOKIE
+from deployment.modal_workspace import STATES
 from deployment.monitor import Meter
 from deployment.workspace import Config, settings_of
 from tests.deployment.control_plane import ControlPlane
@@ -122,6 +123,7 @@ def test_up_login_and_down(
     again = workspace.status(config)
     assert again["state"] == "up"
     assert again["spent"] > said["spent"]  # what was spent before counts
+    assert again["began"] == said["began"]  # and so do the hours
     assert asyncio.run(visit(loopback(again["url"]), password))["page"]["files"] == page["files"]
 
     follow = [sys.executable, "-m", "deployment.workspace", "logs"]
@@ -155,7 +157,7 @@ def test_specifications() -> None:
     _, function = modal_workspace.make_app(settings, cpus=8, memory_gib=32, secret=secret)
     info = function.info()
     assert info.gpus == [("L40S", 1)]
-    assert (info.cpu, info.memory_mib, info.timeout) == (8, 32 * 1024, 2 * 3600 + 600)
+    assert (info.cpu, info.memory_mib, info.timeout) == ((8, 8), (32 * 1024, 32 * 1024), 2 * 3600 + 600)
     assert {str(path): mount.name for path, mount in info.volumes.items()} == {
         "/workspace": "workspace-main", "/backups": "workspace-main-backups",
     }  # fmt: skip
@@ -176,17 +178,34 @@ def test_a_workspace_without_a_password_does_not_start(plane: ControlPlane) -> N
 
 def test_a_password_is_made_once(plane: ControlPlane, capsys: pytest.CaptureFixture[str]) -> None:
     workspace.secret_of("monkey")
-    assert re.search(r"shown only now: \S{22}\n", capsys.readouterr().out)
+    assert re.search(r"shown only now: \S{22}\n.*its backups.*: \S{22}\n$", capsys.readouterr().out)
     workspace.secret_of("monkey")
     assert capsys.readouterr().out == ""
 
 
 def test_a_full_volume_starts_nothing(plane: ControlPlane) -> None:
-    workspace.states()["full"] = {"stored": 101 * 2**30}
+    volume = modal.Volume.from_name("workspace-full", create_if_missing=True)
+    volume.hydrate()
+    large = plane.volume("workspace-full") / "large"
+    with large.open("wb") as file:
+        file.truncate(101 * 2**30)  # takes no room on the disk
     started = len(plane.tasks)
     with pytest.raises(InputError, match="the volume of workspace full is full: 101.0 of 100 GiB"):
         workspace.up(Config(name="full"))
     assert len(plane.tasks) == started
+
+
+def test_of_two_that_start_at_once_one_is_refused(plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second asks before the first one runs, and is there while its image is built."""
+
+    def deploy(app: modal.App) -> None:
+        running = modal.Dict.from_name(STATES, create_if_missing=True)
+        running["twice", "call"] = "the first one's"
+
+    monkeypatch.setattr(workspace, "deploy", deploy)
+    monkeypatch.setattr(workspace, "unfinished", lambda call: call)
+    with pytest.raises(InputError, match="workspace twice is up already"):
+        workspace.up(Config(name="twice", gpu="none"))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +226,8 @@ def test_it_stops_by_itself(limit: dict, reason: str, monkeypatch: pytest.Monkey
 
     class Watched(modal_workspace.Workspace):
         def __init__(self) -> None:
-            self.settings, self.began, self.stored = settings, time.time(), 0
+            self.settings, self.began, self.backup = settings, time.time(), ""
+            self.first_began = self.began
             self.meter = Meter(settings.dollars_per_hour, settings.budget)
             self.gateway = SimpleNamespace(last_request=0.0)
             self.monitor = SimpleNamespace(latest=lambda: {"cpu_percent": 1.0})
@@ -238,7 +258,9 @@ def test_who_uses_the_editor_a_terminal_or_the_gpu_is_not_idle(tmp_path: Path, m
     assert idle(quiet, 2e9) == 0.0
 
 
-def test_the_project_is_cloned_and_kept_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_is_cloned_and_kept_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     origin = tmp_path / "origin"
 
     def git(*arguments: str) -> None:
@@ -263,6 +285,7 @@ def test_the_project_is_cloned_and_kept_up_to_date(tmp_path: Path, monkeypatch: 
     git("commit", "-am", "three")
     modal_workspace.prepare(settings)
     assert (tmp_path / "project" / "file").read_text() == "mine"
+    assert "the project stays as it is: git pull failed" in capsys.readouterr().out
     monkeypatch.setattr(modal_workspace, "PROJECT", tmp_path / "other")
     with pytest.raises(InputError, match="git clone failed"):
         modal_workspace.prepare(replace(settings, repository=str(tmp_path / "nowhere")))
@@ -278,6 +301,7 @@ def test_the_project_is_cloned_and_kept_up_to_date(tmp_path: Path, monkeypatch: 
         ({"name": "a" * 40}, "name must be small letters"),
         ({"repository": "https://user:secret@example.com/a.git"}, "without a password"),
         ({"repository": "--upload-pack=evil"}, "repository must be"),
+        ({"repository": "git@github.com:me/mine.git"}, "repository must be"),  # there is no key in the container
     ],
 )
 def test_wrong_settings_are_refused(changes: dict, message: str) -> None:

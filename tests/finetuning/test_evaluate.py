@@ -47,11 +47,13 @@ def test_before_and_after_are_measured_and_shown(
     tuned: Path, held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(run=tuned, data=held_out, out=tmp_path / "out", max_new_tokens=3, device="cpu", judged=2)
-    with endpoint(lambda _: says("C")) as (url, _):
+    with endpoint(lambda _: says("C")) as (url, requests):
         result = evaluate.main(dataclasses.replace(config, judge=url))
     assert result["n_questions"] == 7
     assert result["systems"] == ["before", "after"]
     assert result["judge"]["ties"] == 2
+    shown = [request["messages"][0]["content"] for request in requests]
+    assert [SCRIPT in text for text in shown].count(True) == 2  # one of each category, in both orders
     rows = {(row["category"], row["measure"]): row for row in result["measures"]}
     assert {category for category, _ in rows} == {"all", "numbers", "all others"}
     loss = rows["all", "perplexity of the reference"]
@@ -95,6 +97,9 @@ def test_what_cannot_be_evaluated_is_one_line(
         evaluate.main(Config(run=tuned, data=tmp_path / "empty.jsonl", out=out))
     with pytest.raises(InputError, match="must begin with http"):
         evaluate.main(Config(run=tuned, data=held_out, out=out, judge="nowhere"))
+    context = read_config(tuned)["model"]["context_length"]
+    with pytest.raises(InputError, match=f"--max-new-tokens {context} .* must be less than {context}, the context"):
+        evaluate.main(Config(run=tuned, data=held_out, out=out, max_new_tokens=context))
     untraceable = shutil.copytree(tuned, tmp_path / "untraceable")
     stored = read_config(untraceable)
     del stored["training"]["base"]

@@ -212,6 +212,11 @@ def test_the_stored_run_learned_to_add() -> None:
     assert stored["exact_before"] <= 0.3
     assert min(stored["exact_after_of_seed"].values()) >= 0.9
     assert stored["cpu_seconds"] <= 180
+    evenly = stored["drawn_evenly"]  # its twin: lesson 05 shows both, and says that only the drawing differs
+    assert [row["step"] for row in evenly["curve"]] == [row["step"] for row in stored["curve"]]
+    assert max(evenly["exact_after_of_seed"].values()) < min(stored["exact_after_of_seed"].values())
+    sums_of_10 = {f"{a}+{10 - a}=" for a in range(1, 10)}
+    assert all(lost.keys() == {"0+0=", *sums_of_10} for lost in evenly["lost_of_seed"].values())
 
 
 def test_another_run_and_foreign_folders_are_left_alone(adding: Path, tmp_path: Path) -> None:

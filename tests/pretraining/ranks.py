@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.distributed.tensor import DTensor
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.gpt import NOT_COUNTED
+from pretraining import choices as choosing
+from pretraining.advanced_config import AdvancedConfig
 from pretraining.engine import Engine, NextToken, Settings, World, join_world
 from pretraining.engine.callbacks import MovingAverage
 from pretraining.engine.engine import split_batch
@@ -39,6 +42,32 @@ def batches(rank: int = 0, size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
             targets[row, 2 * row + 2 :] = NOT_COUNTED
         targets[3] = NOT_COUNTED
         yield inputs[mine], targets[mine]
+
+
+def first_rows(number: int) -> tuple[Tensor, Tensor]:
+    """Return the first rows of the first batch."""
+    inputs, targets = next(batches())
+    return inputs[:number], targets[:number]
+
+
+def search(world: World, engine: Engine, way: str) -> int:
+    """Return what processes with GPUs choose as their micro-batch if the last of them has memory for two rows only."""
+    config = AdvancedConfig(data=Path("none"), batch_size=ROWS, precision="float32", context_length=16, parallel=way)
+    model_config = engine.model.config
+    gpus = World(torch.device("cuda"), world.rank, world.size)
+    is_last = world.rank == world.size - 1
+    try_rows = choosing.passes(engine, engine.objective, first_rows)
+    limit = choosing._memory_of_one(config, model_config, 2, world.size) / choosing.SHARE_OF_MEMORY + 1
+
+    def run_out(rows: int) -> None:
+        try_rows(rows)
+        if way == "fsdp":
+            raise AssertionError("this pass needs all processes")
+        if is_last and rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    with mock.patch.object(choosing, "_free_memory", return_value=limit if is_last else 1e12):
+        return choosing.choose_micro_batch(config, model_config, gpus, run_out)
 
 
 def make_engine(world: World, way: str, optimizer: str, dtype: torch.dtype) -> Engine:
@@ -98,7 +127,8 @@ def compare(world: World, way: str, optimizer: str, folder: Path) -> dict[str, A
     losses = train(reference, 0, 1, ROWS)
     engine = make_engine(world, way, optimizer, torch.float64)
     average = MovingAverage(engine, lambda: [], decay=0.5)
-    found = {"loss": max(abs(a - b) for a, b in zip(train(engine, world.rank, world.size, 2), losses, strict=True))}
+    found: dict[str, Any] = {"rows": world.all(search(world, engine, way))}
+    found["loss"] = max(abs(a - b) for a, b in zip(train(engine, world.rank, world.size, 2), losses, strict=True))
     found["choices"], found["choices_alone"] = choices(engine), choices(reference)
     average.after_step(engine, 1)
     weights = engine.way.whole(engine.model.state_dict())

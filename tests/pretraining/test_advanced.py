@@ -1,7 +1,9 @@
 """The advanced trainer: the steps of the simple one, exact resume in any number of processes, one line for mistakes."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import socket
@@ -9,18 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from gpt_model import GPT, GPTConfig
-from pretraining import advanced, choices, simple
+from pretraining import advanced, choices, least_memory, simple
 from pretraining.advanced_config import ADVANCED_PRESETS, AdvancedConfig
 from pretraining.checkpoint import SHARDS, list_checkpoints, step_of
-from pretraining.engine import World
+from pretraining.engine import World, world
 from pretraining.metrics import read_metrics
 from tests.processes import finish, start
 from tests.tiny_run import tiny
 from utils.files import InputError, sha256
+from working_with_text_data.shards import write_shard
 
 HERE = World(torch.device("cpu"))
 
@@ -169,12 +173,54 @@ class TestChoices:
         advanced.main(config)
         assert choices.choose_before_data(config, World(torch.device("cuda"))).vocab_multiple == 1
 
+    @pytest.mark.parametrize(("parallel", "fits"), [("ddp", False), ("zero1", True), ("fsdp", True), ("auto", True)])
+    def test_what_fits_in_parts_is_not_refused(
+        self, parallel: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """GPT-2 XL on eight devices of 16 GB each: weights and gradients take 12.5 GB, the optimizer 6.6 GB."""
+        monkeypatch.setattr(least_memory, "total_memory", lambda device: 16e9)
+        config = dataclasses.replace(ADVANCED_PRESETS["gpt2-xl"], parallel=parallel, checkpoint_activations=True)
+        model = GPTConfig.preset("gpt2-xl", checkpoint_activations=True)
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="a training step would need 19"):
+            least_memory.check_memory(config, model, HERE.device, 8)
+        with pytest.raises(InputError, match="and cpu has 16.0 GB"):
+            least_memory.check_memory(config, model, HERE.device)
+
     def test_what_does_not_fit_is_sharded(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         two = World(torch.device("cpu"), 0, 2)
         config, model = tiny_advanced(data, tmp_path), GPTConfig.preset("tiny")
         assert choices.choose_parallel(config, model, two).parallel == "ddp"
         monkeypatch.setattr(choices, "total_memory", lambda device: 1e5)
         assert choices.choose_parallel(config, model, two).parallel == "fsdp"
+
+
+def test_a_run_goes_on_where_it_was_though_there_is_another_device(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a run on the CPU is resumed, with --device auto, on a machine with a GPU."""
+    config = tiny_advanced(data, tmp_path / "run", steps=1)
+    assert advanced.main(config)
+    picked: list[str] = []
+    monkeypatch.setattr(world, "pick_device", lambda name: picked.append(name) or HERE.device)
+    assert advanced.main(dataclasses.replace(config, device="auto", steps=2))
+    assert picked == ["cpu"]
+
+
+def test_finewebs_shards_are_read_once_the_tokenizer_of_gpt2_lies_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command of the README; shards are named, and written, as FineWeb's are."""
+    tokens = np.random.default_rng(0).integers(0, 50257, 2000).astype(np.uint16)
+    (tmp_path / "fineweb").mkdir()
+    for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
+        write_shard(tmp_path / "fineweb" / name, tokens)
+    monkeypatch.chdir(tmp_path)
+    config = tiny_advanced(Path("fineweb"), tmp_path / "run", steps=1, d_model=8)
+    with pytest.raises(InputError, match=r"fineweb has no tokenizer, bpe\.json"):
+        advanced.main(config)
+    readme = (Path(advanced.__file__).parent / "README.md").read_text(encoding="utf-8")
+    exec(re.search(r'^python -c "(.*fineweb/bpe\.json.*)"$', readme, re.MULTILINE)[1])
+    assert advanced.main(config)
 
 
 def test_early_stopping_ends_the_run(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt_model import GPT, GPTConfig
 from gpt_model.gpt import NOT_COUNTED
@@ -25,7 +26,9 @@ from pretraining.engine import (
 from pretraining.engine.callbacks import Callback, EarlyStopping, MovingAverage, Plateau, SpikeGuard, WallClock
 from pretraining.engine.engine import LossScale, NotFiniteError, split_batch, to_device
 from pretraining.engine.fit import Plan
+from pretraining.engine.zero import ZeroOne
 from pretraining.metrics import read_metrics
+from pretraining.optimizers.muon import Muon
 from pretraining.simple import learning_rate_factor
 from utils.files import InputError
 from utils.tracking import open_trackers
@@ -223,6 +226,12 @@ class TestCallbacks:
             factors.append(plateau.lr_factor)
         assert factors == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.25]
 
+    def test_the_learning_rate_that_was_taken_is_logged(self, tmp_path: Path) -> None:
+        plateau = Plateau(patience=1)
+        plateau.best = 0.0  # which no evaluation reaches
+        run(tmp_path, 6, plateau)
+        assert [line["lr_factor"] for line in read_metrics(tmp_path)] == [1, 0.5, 0.25]
+
     def test_spikes_are_told_from_the_median_and_do_not_move_it(self) -> None:
         guard = SpikeGuard(4, skip=True, history=3)
         entry: dict[str, float] = {}
@@ -251,6 +260,15 @@ class TestCallbacks:
         assert last["val_loss"] == pytest.approx(squares[0])
         assert last["ema_val_loss"] > last["val_loss"]  # it lags behind
         assert 0 < average.average["w"].item() < engine.model.w.item()
+
+    def test_the_moving_average_goes_on_where_the_weights_are(self) -> None:
+        """PyTorch's device without memory stands in for a GPU; a checkpoint is read to the CPU."""
+        engine = line()
+        engine.model.to("meta")
+        average = MovingAverage(engine, lambda: iter([]), 0.9)
+        average.load_state_dict({"average": {"w": torch.ones((), dtype=torch.float64)}})
+        average.after_step(engine, 1)
+        assert average.average["w"].is_meta
 
     def test_the_clock_stops_a_run_that_can_go_on(self, tmp_path: Path) -> None:
         plan = Plan(8, eval_every=2, checkpoint_every=2, micro_batch_size=4)
@@ -346,6 +364,27 @@ class TestWhenNumbersGoWrong:
 def test_processes_that_share_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="2 processes would each train a model of their own"):
         Engine(Line(), SquaredError(), sgd, Settings(), World(torch.device("cpu"), 0, 2))
+
+
+def test_zero_gathers_optimizer_state_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU of the main process may not hold the state of all. Tensors without memory stand in for those of a GPU."""
+    gathered: list[Tensor] = []
+
+    def gather(world: World, states: list[dict[str, Tensor]]) -> list[list[dict[str, Tensor]]]:
+        gathered.extend(value for state in states for value in state.values())
+        return [states]
+
+    monkeypatch.setattr(World, "gather", gather)
+    vector, matrix = (nn.Parameter(torch.ones(size)) for size in ((3,), (2, 2)))
+    optimizers = [torch.optim.AdamW([vector]), Muon([matrix])]
+    zero = ZeroOne(HERE)
+    zero.share(optimizers)
+    with FakeTensorMode():
+        for optimizer, size in zip(optimizers, (3, (2, 2)), strict=True):
+            part = optimizer.param_groups[0]["params"][0]
+            optimizer.state[part] = {"step": torch.ones(()), "mean": torch.ones(size, device="cuda")}
+        zero.whole_states(optimizers)
+    assert [value.device.type for value in gathered] == ["cpu"] * 4
 
 
 def test_batches_of_any_make_are_cut_and_moved() -> None:

@@ -17,6 +17,7 @@ from pretraining.engine import World
 from pretraining.evaluate import NOT_SCORED, padded, token_losses
 from pretraining.hellaswag import Example, Score, read_examples, score_examples, spread
 from pretraining.metrics import read_metrics
+from pretraining.open_run import check_deletable
 from tests.gpt_model.models import twins
 from tests.pretraining.test_advanced import tiny_advanced
 from utils.files import InputError, sha256
@@ -200,6 +201,7 @@ def test_the_script_prints_and_stores(finished_run: Path, tmp_path: Path, caplog
     assert f"acc {score.acc:.4f}, acc_norm {score.acc_norm:.4f} (5 examples" in caplog.text
     assert "longer than the context of 32 tokens" in caplog.text
     assert hellaswag.main(hellaswag.Config(run=run, data=data, limit=2, device="cpu")).n_examples == 2
+    check_deletable(run)  # what the script stored there is the run's, and goes with --fresh
 
 
 def test_a_pretrained_model_is_scored(tmp_path: Path, model: GPT, tokenizer: Tokenizer) -> None:

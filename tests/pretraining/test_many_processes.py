@@ -21,7 +21,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 @pytest.mark.parametrize(("way", "optimizer"), PAIRS)
 class TestTwoProcessesAgainstOne:
-    """Each row of the batches supervises another number of tokens, and accumulation cuts them unevenly."""
+    """Each row of the batches supervises another number of tokens, and accumulation cuts them unevenly.
+
+    Before the first step they had searched for a micro-batch, which is to leave no trace.
+    """
 
     def test_the_steps_are_the_same(self, found: dict, way: str, optimizer: str) -> None:
         measured = found[f"{way} {optimizer}"]
@@ -34,6 +37,9 @@ class TestTwoProcessesAgainstOne:
     ) -> None:
         assert found[f"{way} {optimizer}"]["after_reload"] == 0
         assert found[f"{way} {optimizer}"]["average_is_whole"]
+
+    def test_all_take_the_micro_batch_that_the_least_memory_holds(self, found: dict, way: str, optimizer: str) -> None:
+        assert found[f"{way} {optimizer}"]["rows"] == [2, 2]
 
     def test_hellaswag_is_shared(self, found: dict, way: str, optimizer: str) -> None:
         measured = found[f"{way} {optimizer}"]

@@ -77,6 +77,21 @@ def category(record: Record) -> str:
     return record.category or category_of(record.prompt)
 
 
+def room_for_prompt(system: System, max_new_tokens: int) -> int:
+    """Return how many tokens of a question a model can see and still have room for its answer.
+
+    Raises:
+        InputError: if there is no room at all.
+    """
+    context = system.model.config.context_length
+    if max_new_tokens >= context:
+        raise InputError(
+            f"--max-new-tokens {max_new_tokens} leaves no room for the question: it must be less than {context}, "
+            f"the context of the model {system.name} tuning"
+        )
+    return context - max_new_tokens
+
+
 def ask(system: System, records: Sequence[Record], path: Path, *, max_new_tokens: int, batch_size: int) -> list[str]:
     """Return a model's likeliest answer to each record's question; what is in the file already is not asked again.
 
@@ -86,11 +101,19 @@ def ask(system: System, records: Sequence[Record], path: Path, *, max_new_tokens
         path: where answers are kept as they come; begun anew if it is of another model or other questions.
         max_new_tokens: where an answer is cut off.
         batch_size: questions that go through the model at once.
+
+    Raises:
+        InputError: if such answers leave no room for a question.
     """
     questions = [record.conversation.question for record in records]
     prompts = [system.template.prompt(question, system.tokenizer) for question in questions]
     # a prompt that is too long loses its beginning, and leaves room for the answer
-    room = max(1, system.model.config.context_length - max_new_tokens)
+    room = room_for_prompt(system, max_new_tokens)
+    if n_cut := sum(len(prompt) > room for prompt in prompts):
+        log.warning(
+            "%s of %s prompts are cut to their last %s tokens for the model %s tuning: fewer --max-new-tokens would "
+            "leave more room", f"{n_cut:,}", f"{len(prompts):,}", f"{room:,}", system.name,
+        )  # fmt: skip
     prompts = [prompt[-room:] for prompt in prompts]
     stop = system.template.stop_tokens(system.tokenizer)
     settings = {"max_new_tokens": max_new_tokens, "temperature": 0.0, "stop_tokens": stop}

@@ -75,7 +75,7 @@ class Judge:
             InputError: if the judge does not answer, in one line.
         """
         texts = {"question": each.question, "reference": each.reference, "first": first, "second": second}
-        prompt = _PROMPT.format(**{name: _MARKERS.sub("", text) for name, text in texts.items()})
+        prompt = _PROMPT.format(**{name: _without_markers(text) for name, text in texts.items()})
         reply = self._ask(prompt)
         found = re.fullmatch(r"\W*(?:answer\s+)?([ABC])\b.*", reply.strip(), re.IGNORECASE | re.DOTALL)
         return {"A": 1.0, "B": 0.0, "C": 0.5}[found[1].upper()] if found else None
@@ -107,6 +107,13 @@ class Judge:
         if not isinstance(reply, str):
             raise InputError(f"the judge at {self.url} replied with {type(reply).__name__}, not with text")
         return reply
+
+
+def _without_markers(text: str) -> str:
+    """Return a text without the prompt's markers. Taking one out can make another of what stood around it."""
+    while (shorter := _MARKERS.sub("", text)) != text:
+        text = shorter
+    return text
 
 
 def compare(judge: Judge, answered: Sequence[Answered], first: str, second: str, seed: int = 0) -> dict[str, Any]:
