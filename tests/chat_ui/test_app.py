@@ -347,7 +347,7 @@ def test_chat_goes_on_without_its_database(house: Serve, tmp_path: Path, caplog:
             page = await home.open()
             await page.ask("kept")
             file = tmp_path / "state" / "history.sqlite"
-            await home.chat.history.engine.dispose()
+            await home.chat.history.close()  # when all is written: it opens again by itself
             for part in tmp_path.glob("state/history.sqlite*"):
                 part.unlink()
             file.mkdir()

@@ -167,6 +167,19 @@ def test_a_page_goes_on_with_a_new_login(house: Serve, monkeypatch: pytest.Monke
     asyncio.run(scenario())
 
 
+@pytest.mark.usefixtures("accounts")
+def test_a_login_that_has_ended_cannot_be_spelt_anew(house: Serve) -> None:
+    async def scenario() -> None:
+        async with house(host="0.0.0.0") as home, httpx.AsyncClient(base_url=home.base) as client:
+            ada = await logged_in(home, "ada")
+            padded = {"Authorization": f"Bearer {ada.token}="}  # whose signature decodes to the same bytes
+            assert (await client.get("/user", headers=padded)).status_code == 200
+            await ada.http.post("/logout")
+            assert (await client.get("/user", headers=padded)).status_code == 401
+
+    asyncio.run(scenario())
+
+
 def test_what_is_no_name_fills_no_memory(accounts: Accounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     audit = Audit(tmp_path / "audit.jsonl")
     logins = Logins("0.0.0.0", accounts, (), None, audit)  # type: ignore[arg-type]
