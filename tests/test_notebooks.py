@@ -32,7 +32,8 @@ def ids(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("chapter", "n_lessons"), [("working_with_text_data", 5), ("attention_mechanisms", 5), ("gpt_model", 6)]
+    ("chapter", "n_lessons"),
+    [("working_with_text_data", 5), ("attention_mechanisms", 5), ("gpt_model", 6), ("pretraining", 8)],
 )
 def test_every_lesson_has_its_solutions(chapter: str, n_lessons: int) -> None:
     names = {path.name for path in LESSONS if path.parent.name == chapter}
