@@ -18,6 +18,7 @@ from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
     pytest_addoption,
     pytest_collection_finish,
     pytest_collection_modifyitems,
+    pytest_runtest_teardown,
     pytest_sessionfinish,
     pytest_terminal_summary,
     pytest_testnodedown,

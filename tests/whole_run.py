@@ -50,9 +50,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)  # when fixtures have been torn down
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Hand freed memory back after each module's tests: without it a worker keeps a gigabyte that nothing uses."""
     if platform.libc_ver()[0] == "glibc" and (nextitem is None or nextitem.path != item.path):
+        gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
 
 
