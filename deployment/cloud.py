@@ -131,6 +131,12 @@ def base_image() -> modal.Image:
     )
 
 
+def machine(gpu: str, cpus: float, memory_gib: float) -> dict[str, Any]:
+    """Return how Modal is asked for a machine. Cores and memory are limits, too: Modal bills use beyond a request."""
+    mebibytes = int(memory_gib * 1024)
+    return {"gpu": None if gpu == "none" else gpu, "cpu": (cpus, cpus), "memory": (mebibytes, mebibytes)}
+
+
 def deploy(app: modal.App) -> None:
     """Deploy an app, and show what Modal says meanwhile: the first time it builds an image, for minutes."""
     with modal.enable_output():

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 
 import modal
 
-from deployment.cloud import HOME, add_project, base_image, deploy, listing, one_line_errors
+from deployment.cloud import HOME, add_project, base_image, deploy, listing, machine, one_line_errors
 from deployment.costs import dollars_per_hour, parse_gpus
 from deployment.job import VOLUME
 from utils.files import InputError, read_json
@@ -144,9 +144,7 @@ def make_app(
     runs = modal.Volume.from_name(config.volume).with_mount_options(read_only=True)
     served = app.server(
         image=add_project(base_image()),
-        gpu=None if config.gpu == "none" else config.gpu,
-        cpu=(config.cpus, config.cpus),  # at most, too: Modal bills what is used, if that is more
-        memory=(int(config.memory * 1024), int(config.memory * 1024)),
+        **machine(config.gpu, config.cpus, config.memory),
         env={"CHAT_VOLUME": config.volume, "CHAT_COMMAND": json.dumps(command), "CHAT_URL": url},
         secrets=[modal.Secret.from_name(config.secret, required_keys=keys)] if config.secret else [],
         volumes={str(VOLUME): runs, str(STATE): modal.Volume.from_name(STATE_VOLUME, create_if_missing=True)},

@@ -1,6 +1,7 @@
 """Train on Modal: any trainer of this project as a job, on one GPU, on eight, or on several machines.
 
-    python -m deployment.modal_train "pretraining.advanced gpt2-small --data data/web --out runs/small" --gpu H100:8
+    python -m deployment.modal_train "pretraining.advanced gpt2-small --data data/web --out runs/small" \\
+        --gpu H100:8 --cpus 32 --memory 128
 
 The command is the one that would run here, without `python -m`; with several GPUs it runs under torchrun. Its paths are
 those of a volume, which --upload fills and `python -m deployment.download` reads. The same command given again follows
@@ -17,7 +18,17 @@ from typing import Annotated, Any
 
 import modal
 
-from deployment.cloud import PACKAGES, add_project, base_image, deploy, one_line_errors, show_logs, unfinished, upload
+from deployment.cloud import (
+    PACKAGES,
+    add_project,
+    base_image,
+    deploy,
+    machine,
+    one_line_errors,
+    show_logs,
+    unfinished,
+    upload,
+)
 from deployment.costs import MOST_GPUS, dollars_per_hour, parse_gpus
 from deployment.job import VOLUME, Job, job_name, run_directory, train
 from utils.files import InputError
@@ -108,9 +119,7 @@ def make_app(config: Config, job: Job) -> tuple[modal.App, modal.Function]:
     function = modal.clustered(size=config.nodes, rdma=True)(train) if config.nodes > 1 else train
     deployed = app.function(
         image=add_project(base_image()),
-        gpu=None if config.gpu == "none" else config.gpu,
-        cpu=(config.cpus, config.cpus),  # at most, too: Modal bills what is used, if that is more
-        memory=(int(config.memory * 1024), int(config.memory * 1024)),
+        **machine(config.gpu, config.cpus, config.memory),
         volumes={str(VOLUME): modal.Volume.from_name(config.volume, create_if_missing=True)},
         timeout=int(config.hours * 3600),
         retries=modal.Retries(max_retries=config.retries, initial_delay=1.0, backoff_coefficient=1.0),

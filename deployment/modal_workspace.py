@@ -26,7 +26,7 @@ from pathlib import Path
 import modal
 from aiohttp import web
 
-from deployment.cloud import BESIDE, HOME, PACKAGES, ROOT, add_project
+from deployment.cloud import BESIDE, HOME, PACKAGES, ROOT, add_project, machine
 from deployment.gateway import Door, Gateway
 from deployment.monitor import Meter
 from deployment.storage import Backups
@@ -122,9 +122,7 @@ def make_app(
     }
     deployed = app.function(
         image=image(),
-        gpu=None if settings.gpu == "none" else settings.gpu,
-        cpu=(cpus, cpus),  # what it asks for, and the most it gets: Modal bills what is used, if that is more
-        memory=(int(memory_gib * 1024), int(memory_gib * 1024)),
+        **machine(settings.gpu, cpus, memory_gib),
         volumes=volumes,
         secrets=[secret],
         timeout=min(MOST_SECONDS, int(settings.hours * 3600) + 600),  # time to back up and say goodbye
