@@ -243,7 +243,6 @@ class Lane:
     ) -> None:
         """End a text that is running."""
         text = choice.text
-        del self._running[text]
         if text.ended is None and self.batch is not None:
             rest = text.streamed.add(b"", final=True)
             if rest or choice.held:
@@ -254,6 +253,7 @@ class Lane:
             response = Response("".join(choice.pieces), tuple(choice.tokens), text.ended)
             self._responses.put(key_of(ids, text.sampling, text.logprobs), response)
         self._say_finished(choice, now, reason, error, is_invalid=is_invalid)
+        del self._running[text]  # last: who sees from another thread that nothing runs must find all of it counted
 
     def _say_finished(
         self, choice: Choice, now: float, reason: Reason, error: str | None = None, **facts: bool

@@ -151,6 +151,23 @@ class TestEnds:
         engine.finish(jobs[1])
         assert engine.n_running == engine.n_waiting == 0
 
+    def test_a_text_runs_until_it_is_counted(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Status is read from other threads: between running and finished a text must never be neither."""
+        seen = []
+        remove = Batch.remove
+
+        def look(*args: Any) -> None:
+            seen.append((engine.n_running, engine.counters["finished_cancelled"]))
+            remove(*args)
+
+        job = engine.ask()
+        engine.until(lambda: bool(engine.of(job, Piece)))
+        monkeypatch.setattr(Batch, "remove", look)
+        engine.cancel(job)
+        engine.finish(job)
+        assert seen == [(1, 0)]
+        assert (engine.n_running, engine.counters["finished_cancelled"]) == (0, 1)
+
     def test_time_limits(self, engine: Engine) -> None:
         long = replace(GREEDY, max_new_tokens=10**6)
         jobs = [engine.ask(sampling=long, time_limit=limit) for limit in (5, None)]

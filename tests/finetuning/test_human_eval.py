@@ -236,18 +236,22 @@ def test_two_raters_in_a_real_browser(study: Study) -> None:
     """Anna marks all questions with one interruption, Ben some; what they saw is what is stored."""
     from playwright.sync_api import Page, sync_playwright
 
+    def send(page: Page) -> None:
+        with page.expect_navigation():  # the click alone does not wait until the marks have arrived
+            page.get_by_role("button").click()
+
     def mark(page: Page, level: dict[str, int]) -> None:
         for section in page.locator("section").all():
             said = section.locator(".text").inner_text()
             for criterion in CRITERIA:
                 value = level["good" if GOOD in said else "bad"]
                 section.locator(f"input[name$={criterion}][value='{value}']").check()
-        page.get_by_role("button").click()
+        send(page)
 
     def begin(page: Page, url: str, name: str) -> None:
         page.goto(url)
         page.get_by_label("Your name").fill(name)
-        page.get_by_role("button").click()
+        send(page)
 
     with serving(study) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
@@ -265,7 +269,8 @@ def test_two_raters_in_a_real_browser(study: Study) -> None:
         page = browser.new_page()
         begin(page, server.url, "anna")
         assert page.title() == "Question 3 of 6"
-        page.get_by_role("link", name="Back").click()
+        with page.expect_navigation():
+            page.get_by_role("link", name="Back").click()
         assert page.locator("input:checked").count() == 8
         mark(page, {"good": 4, "bad": 2})
         while page.title() != "Done":
