@@ -39,7 +39,7 @@ PACKAGES = (
 BESIDE = (
     "README.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "tests", "results",
 )  # fmt: skip
-STAYS_HERE = {"solutions", "figures"}
+STAYS_HERE = {"solutions", "figures", "stand_in"}
 
 
 @contextmanager

@@ -348,6 +348,7 @@ ELSEWHERE = {
     "python -m deployment.download": "tests/deployment/test_train.py, against a stand-in for Modal",
     "python -m deployment.modal_serve": "tests/deployment/test_serve.py, against a stand-in for Modal",
     "python -m deployment.costs": "tests/deployment/test_costs.py",
+    "python -m deployment.stand_in": "tests/deployment/test_stand_in.py",
     "python -m deployment.storage": "tests/deployment/test_storage.py",
     "python -m deployment.launch.scale": "tests/deployment/test_launch.py",
     "make lint": "test_layering.py::test_style runs the same",

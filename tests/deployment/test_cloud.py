@@ -13,7 +13,7 @@ import pytest
 
 from deployment import cloud, modal_serve, modal_train, modal_workspace, workspace
 from deployment.cloud import ROOT, one_line_errors, stays_here
-from tests.deployment.control_plane import ControlPlane
+from deployment.stand_in.control_plane import ControlPlane
 from utils.files import InputError
 
 CHAPTER = sorted((ROOT / "deployment").rglob("*"))

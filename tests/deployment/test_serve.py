@@ -12,7 +12,7 @@ import pytest
 from deployment import modal_serve
 from deployment.cloud import upload
 from deployment.modal_serve import COMMAND, Config, make_app
-from tests.deployment.control_plane import ControlPlane
+from deployment.stand_in.control_plane import ControlPlane
 from utils.files import InputError
 
 # Answers as the chat's server would, with what it was told, until it is told to end.

@@ -19,8 +19,8 @@ from deployment import download, modal_train
 from deployment import job as job_module
 from deployment.job import Job, Ledger, Trainer, job_name, launch, outcome, run_directory
 from deployment.modal_train import Config, follow, job_of, make_app, start
+from deployment.stand_in.control_plane import ControlPlane
 from pretraining import simple
-from tests.deployment.control_plane import ControlPlane
 from utils.files import InputError, sha256
 
 TINY = (

@@ -21,8 +21,8 @@ from deployment.cloud import is_hidden
 from deployment.gateway import COOKIE
 from deployment.modal_workspace import STATES
 from deployment.monitor import Meter
+from deployment.stand_in.control_plane import ControlPlane
 from deployment.workspace import Config, settings_of
-from tests.deployment.control_plane import ControlPlane
 from utils.files import InputError
 
 # Serves on the socket as code-server would, and says what reached it.

@@ -1,12 +1,18 @@
 """The stand-in refuses what Modal refuses, and takes what it takes: else no other test here would mean anything."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import grpclib
 import modal
 import pytest
 from modal_proto import api_pb2 as pb
 
-from tests.deployment.control_plane import ControlPlane
-from tests.deployment.rules import check_cron, check_function
+from deployment.stand_in.containers import why_not
+from deployment.stand_in.control_plane import ControlPlane
+from deployment.stand_in.rules import check_cron, check_function
 
 
 def function(gpu: str = "", count: int = 0, **fields: object) -> pb.Function:
@@ -81,3 +87,29 @@ def test_nonsense_is_not_deployed(plane: ControlPlane, settings: dict, message: 
     with pytest.raises(modal.exception.Error, match=message):
         app.deploy()
     assert "nonsense" not in plane.deployed
+
+
+def shell(commands: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Give commands to the shell that `python -m deployment.stand_in` opens."""
+    return subprocess.run(
+        [sys.executable, "-m", "deployment.stand_in"], input=commands, capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2], env={**os.environ, "SHELL": "/bin/sh", **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_commands_of_its_shell_reach_it_and_nobody_else() -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    command = f"{sys.executable} -m deployment.workspace status; echo $MODAL_SERVER_URL\n"
+    result = shell(command, MODAL_SERVER_URL="unix:///nowhere")
+    assert result.returncode == 0, result.stderr
+    status, url = result.stdout.splitlines()
+    assert status == "workspace main is not up"
+    assert not Path(url.removeprefix("unix://")).exists()  # gone with the shell
+
+
+def test_where_no_container_can_be_made_it_says_so() -> None:
+    result = shell("", PATH="/nonexistent")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: Modal cannot be stood in for: containers need Linux with unshare")

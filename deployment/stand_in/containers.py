@@ -3,6 +3,7 @@
 A container sees the machine's programs and libraries, but at /root only the files that the client uploaded, its
 volumes where they are mounted, its own /etc/hosts, its own processes, and a network with nothing but itself in it: what
 listens there can be reached through tunnels alone. All of this is Linux namespaces, as real containers are made of.
+Whoever is not root is root in a namespace of users; neither tunnels nor clusters work there.
 """
 
 import ctypes
@@ -17,8 +18,6 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import matplotlib
 
 CLONE_NEWNET = 0x40000000
 HOSTS = "127.0.0.1 localhost\n::1 localhost i6pn.modal.local\n"
@@ -51,9 +50,16 @@ def why_not() -> str | None:
     """Return why containers cannot be made here, or None if they can."""
     if sys.platform != "linux" or shutil.which("unshare") is None or shutil.which("ip") is None:
         return "containers need Linux with unshare (util-linux) and ip (iproute2)"
-    if subprocess.run(["unshare", "-m", "-n", "true"], check=False, capture_output=True).returncode:
+    tried = [*unshare("-n"), "mount", "-t", "proc", "proc", "/proc"]
+    if subprocess.run(tried, check=False, capture_output=True).returncode:
         return "this user may not make namespaces"
     return None
+
+
+def unshare(*more: str) -> list[str]:
+    """Return the command that begins a container, to be followed by what runs in it."""
+    root = [] if os.geteuid() == 0 else ["-U", "--map-root-user"]
+    return ["unshare", *root, *more, "-m", "-p", "--fork", "--kill-child"]
 
 
 @dataclass
@@ -74,6 +80,8 @@ class Container:
 
     def start(self, on_line: Callable[[str], None], on_exit: Callable[[], None], peer: "Container | None") -> None:
         """Start Modal's container runtime; with a peer, in its network."""
+        import matplotlib  # here only: importing this module must not need it
+
         (self.folder / "hosts").write_text(HOSTS)
         kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith(("/root/", "/tmp/"))]
         mounts = [f"{prefix}|{prefix}|rw" for prefix in kept]
@@ -84,25 +92,12 @@ class Container:
         ]
         (self.folder / "mounts").write_text("".join(f"{line}\n" for line in mounts))
         runtime = [sys.executable, "-m", "modal._container_entrypoint"]
-        make_root = [
-            "unshare",
-            "-m",
-            "-p",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            MAKE_ROOT,
-            "sh",
-            str(self.folder),
-            str(self.home),
-            *runtime,
-        ]
+        make_root = ["sh", "-c", MAKE_ROOT, "sh", str(self.folder), str(self.home), *runtime]
         if peer is None:
-            argv = [*make_root[:1], "-n", *make_root[1:]]
+            argv = [*unshare("-n"), *make_root]
         else:
             assert peer.process is not None
-            argv = ["nsenter", f"--net=/proc/{peer.process.pid}/ns/net", *make_root]
+            argv = ["nsenter", f"--net=/proc/{peer.process.pid}/ns/net", *unshare(), *make_root]
         environment = {**self.environment, "JOIN": "1" if peer else ""}
         self.process = subprocess.Popen(
             argv, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
