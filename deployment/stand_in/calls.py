@@ -164,7 +164,7 @@ class Calls(Objects):
             self.loop.call_soon_threadsafe(function, *arguments)
 
     def _heard(self, task: Task, line: str) -> None:
-        call = next(iter(task.taken.values())).id if task.taken else ""
+        call = next((call.id for call in list(task.taken.values())), "")
         self.lines.append((self.app_of[task.function], call, line))
 
     def _exited(self, task: Task) -> None:
@@ -199,6 +199,7 @@ class Calls(Objects):
 
     async def FunctionPutOutputs(self, request: Any, task: str | None) -> Empty:
         mine = self.tasks[task or ""]
+        await asyncio.to_thread(mine.container.catch_up)  # what it said before belongs to the call that ends here
         for output in request.outputs:
             call = mine.taken.pop(output.input_id, None)
             if call is None or mine.rank > 0 or call.cancelled:

@@ -8,6 +8,7 @@ Whoever is not root is root in a namespace of users; neither tunnels nor cluster
 
 import ctypes
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,11 +74,13 @@ class Container:
     volumes: Mapping[str, tuple[str, bool]]
     """Mount path of each volume id, and whether it is read-only."""
     environment: Mapping[str, str]
-    process: subprocess.Popen[str] | None = None
+    process: subprocess.Popen[bytes] | None = None
     seen: dict[str, set[Path]] = field(default_factory=dict)
     """The files of each volume that it had in common with what is committed."""
     tunnels: list[socket.socket] = field(default_factory=list)
     reader: threading.Thread | None = None
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    """Held while lines are taken from it and passed on."""
 
     def start(self, on_line: Callable[[str], None], on_exit: Callable[[], None], peer: "Container | None") -> None:
         """Start Modal's container runtime; with a peer, in its network."""
@@ -101,7 +105,7 @@ class Container:
         environment = {**self.environment, "JOIN": "1" if peer else ""}
         self.process = subprocess.Popen(
             argv, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, args=(on_line, on_exit), daemon=True)
         self.reader.start()
@@ -109,11 +113,35 @@ class Container:
     def _read(self, on_line: Callable[[str], None], on_exit: Callable[[], None]) -> None:
         assert self.process is not None
         assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                on_line(line)
+        begun = b""
+        while self._has_printed(None):
+            with self.reading:
+                if not (piece := os.read(self.process.stdout.fileno(), 65536)):
+                    self.process.stdout.close()
+                    break
+                *lines, begun = (begun + piece).split(b"\n")
+                for line in lines:
+                    on_line(line.decode("utf-8", "replace") + "\n")
+        if begun:
+            on_line(begun.decode("utf-8", "replace"))
         self.process.wait()
         on_exit()
+
+    def _has_printed(self, milliseconds: int | None) -> bool:
+        """Return whether there is anything to read, be it the end; wait so long at most, or without an end."""
+        assert self.process is not None
+        assert self.process.stdout is not None
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        return bool(poll.poll(milliseconds))
+
+    def catch_up(self) -> None:
+        """Wait until all lines that it has printed by now are passed on: it may be faster than who reads them."""
+        while self.process is not None and self.process.stdout is not None:
+            with self.reading:
+                if self.process.stdout.closed or not self._has_printed(0):
+                    return
+            time.sleep(0.001)
 
     def interrupt(self) -> None:
         """Do what a preemption begins with: SIGINT to the container's first process, a child of `unshare`."""
@@ -132,7 +160,7 @@ class Container:
     def join(self) -> None:
         """Wait until all that it printed has been read."""
         if self.reader is not None:
-            self.reader.join(10)
+            self.reader.join(60)
 
     # -- volumes: a container has a copy, until it commits or reloads
 

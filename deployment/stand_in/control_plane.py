@@ -128,6 +128,8 @@ class ControlPlane(Calls):
 
     def output(self) -> str:
         """Return all that containers have printed."""
+        for task in list(self.tasks.values()):
+            task.container.catch_up()
         return "".join(line for _, _, line in self.lines)
 
     def preempt(self) -> None:
