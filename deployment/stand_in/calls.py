@@ -68,6 +68,7 @@ class Calls(Objects):
         self.by_input: dict[str, Call] = {}
         self.queues: dict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
         self.lines: list[tuple[str, str, str]] = []  # app, call, line
+        self.one_mirror = asyncio.Lock()  # nobody deletes a folder that is empty just now, while another fills it
         self.loop = asyncio.new_event_loop()
 
     async def serve(self, task: str | None) -> grpclib.server.Server:
@@ -78,7 +79,7 @@ class Calls(Objects):
         return server
 
     def running(self) -> list[Task]:
-        return [task for task in self.tasks.values() if not task.ended]
+        return [task for task in list(self.tasks.values()) if not task.ended]
 
     # -- calls
 
@@ -150,7 +151,7 @@ class Calls(Objects):
             id_, function, rank, Container(folder, self.home(definition.mount_ids), volumes, environment), server, group
         )
         for volume in volumes:
-            task.container.reload(volume, self.committed(volume))
+            await self._mirror(task.container.reload, volume)
         self.tasks[id_] = task
         task.container.start(
             lambda line: self._heard(task, line),
@@ -262,13 +263,17 @@ class Calls(Objects):
     async def VolumeCommit(self, request: Any, task: str | None) -> pb.VolumeCommitResponse:
         container = self.tasks[task or ""].container
         if not container.volumes[request.volume_id][1]:
-            await asyncio.to_thread(container.commit, request.volume_id, self.committed(request.volume_id))
+            await self._mirror(container.commit, request.volume_id)
         return pb.VolumeCommitResponse(skip_reload=True)
 
     async def VolumeReload(self, request: Any, task: str | None) -> Empty:
         container = self.tasks[task or ""].container
-        await asyncio.to_thread(container.reload, request.volume_id, self.committed(request.volume_id))
+        await self._mirror(container.reload, request.volume_id)
         return Empty()
+
+    async def _mirror(self, mirror: Callable[[str, Path], None], volume: str) -> None:
+        async with self.one_mirror:
+            await asyncio.to_thread(mirror, volume, self.committed(volume))
 
     async def TunnelStart(self, request: Any, task: str | None) -> pb.TunnelStartResponse:
         port = self.tasks[task or ""].container.tunnel(request.port)

@@ -91,7 +91,7 @@ class ControlPlane(Calls):
         plane.thread = threading.Thread(target=serve, daemon=True)
         plane.thread.start()
         plane.files = _FileServer(plane.root)
-        ready.wait(10)
+        ready.wait(60)
         return plane
 
     async def _stop(self) -> None:
@@ -108,12 +108,12 @@ class ControlPlane(Calls):
         """End all containers, and forget all that there was."""
         for listener in self.listeners.values():
             listener.close()
-        for task in self.tasks.values():
+        for task in list(self.tasks.values()):
             task.container.kill()
-        for task in self.tasks.values():
+        for task in list(self.tasks.values()):
             task.container.join()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
+        self.thread.join(60)
         self.files.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -167,7 +167,7 @@ class ControlPlane(Calls):
             found = [task for task in self.running() if task.function == function]
             if not found:
                 starting = asyncio.run_coroutine_threadsafe(self.start_container(function, 0, []), self.loop)
-                found = [starting.result(10)]
+                found = [starting.result(60)]
         until = time.monotonic() + self.functions[function].http_config.startup_timeout
         while not found[0].greeted:
             if time.monotonic() > until or found[0].ended:

@@ -146,7 +146,7 @@ def test_up_login_and_down(
     assert (project / "touched").read_text() == "/a%20b?c=d"
     assert (project / "deployment" / "solutions" / "01_from_laptop_to_cloud.ipynb").exists()  # for people, with lessons
     assert not [path for path in project.rglob("*") if is_hidden(path.relative_to(project))]
-    assert not any(task.container.process.poll() is None for task in plane.tasks.values() if task.ended)
+    assert not any(task.container.process.poll() is None for task in list(plane.tasks.values()) if task.ended)
     nothing_secret_is_said(plane, password, logs)
 
 
