@@ -94,10 +94,10 @@ def outcome(trainer: "Trainer", attempt: int) -> dict[str, Any]:
     Raises:
         RuntimeError: if it failed otherwise than by a mistake of the user.
     """
-    status = trainer.process.returncode
+    status, said = trainer.process.returncode, trainer.tail()  # all of which is passed on before this process ends
     if status == 0:
         return {"state": "finished", "attempts": attempt}
-    for line in trainer.tail().splitlines():
+    for line in said.splitlines():
         if line.startswith("error: "):
             return {"state": "refused", "reason": line.removeprefix("error: "), "attempts": attempt}
     raise RuntimeError(f"the trainer ended with exit status {status}")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import modal
@@ -144,13 +145,29 @@ def test_a_refusal_is_final_and_a_crash_is_tried_again(capsys: pytest.CaptureFix
         ("raise SystemExit('error: no such data')", {"state": "refused", "reason": "no such data", "attempts": 3}),
     ]:
         trainer = Trainer([sys.executable, "-c", code])
-        assert trainer.wait(30)
+        assert trainer.wait(60)
         assert outcome(trainer, 3) == expected
     trainer = Trainer([sys.executable, "-c", "import os; print('half a line', end=''); os._exit(7)"])
-    assert trainer.wait(30)
+    assert trainer.wait(60)
     with pytest.raises(RuntimeError, match="exit status 7"):  # which has Modal try again
         outcome(trainer, 3)
     assert "half a line" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("volume_here")
+def test_the_last_words_of_a_job_are_passed_on_before_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed_on = []
+
+    def write(piece: bytes) -> None:
+        time.sleep(0.5)
+        passed_on.append(piece)
+
+    slow = SimpleNamespace(buffer=SimpleNamespace(write=write, flush=lambda: None))
+    monkeypatch.setattr(job_module, "sys", SimpleNamespace(stdout=slow))
+    trainer = Trainer([sys.executable, "-c", "print('done')"])
+    assert trainer.wait(60)
+    assert outcome(trainer, 1)["state"] == "finished"
+    assert passed_on == [b"done\n"]
 
 
 @pytest.mark.usefixtures("volume_here")
@@ -172,21 +189,24 @@ def has_ended(number: int) -> bool:
         return True
 
 
-def test_the_budget_counts_all_attempts(tmp_path: Path) -> None:
+def test_the_budget_counts_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(job_module, "time", SimpleNamespace(monotonic=lambda: now))
     job = Job(("pretraining.simple",), "volume", dollars_per_hour=3600.0, budget=10.0)
     first = Ledger(tmp_path / "job.json", job)
     assert first.begin(write=True) == 1
-    first.began -= 6
+    now += 6
     first.add(write=True)
     assert not first.used_up()
     second = Ledger(tmp_path / "job.json", job)
     assert second.begin(write=True) == 2
-    second.began -= 6
+    now += 6
+    second.add(write=True)
     assert second.used_up()
     dearer = Ledger(tmp_path / "job.json", replace(job, dollars_per_hour=36_000.0, budget=100.0))
     assert dearer.begin(write=True) == 3
-    dearer.began -= 6
-    assert 66 < dearer.dollars() < 80  # what the first two took cost a tenth as much
+    now += 6
+    assert dearer.dollars() == pytest.approx(72)  # what the first two took cost a tenth as much
     assert not dearer.used_up()
 
 
