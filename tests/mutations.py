@@ -16,7 +16,7 @@ from utils.command_line import describe
 from utils.files import InputError
 
 MUTATIONS = 200
-PATIENCE = 10.0  # seconds for one reading of a file of some kilobytes, on a busy machine
+PATIENCE = 60.0  # seconds for one reading of a file of some kilobytes, on a busy machine
 ALLOWANCE = 256 * 2**20  # bytes that the process may grow by, whatever the file says
 NUMBERS = [b"-1", b"0", b"1.9", b"1e999", b"NaN", b"null", b'"x"', b"[]", b"{}", b"99999999", b"9223372036854775808"]
 

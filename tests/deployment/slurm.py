@@ -91,7 +91,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
-    for _ in range(150):
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
         shown = subprocess.run(
             ["sinfo", "--noheader", "--format=%T"], env=environment, capture_output=True, text=True, check=False
         )

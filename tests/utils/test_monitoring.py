@@ -16,10 +16,12 @@ GPU = torch.device("cuda", 1)
 
 
 def test_the_machine_is_read_from_the_beginning_to_the_end() -> None:
+    began = time.perf_counter()
     with ResourceMonitor(interval=1000) as monitor:
         text = b"x" * 50_000_000
+    took = time.perf_counter() - began
     first, last = monitor.readings()
-    assert 0 <= first["seconds"] < last["seconds"] < 5
+    assert 0 <= first["seconds"] < last["seconds"] < took
     assert first["memory_bytes"] > len(text)
     assert 0 < last["memory_percent"] <= 100
     assert "cpu_percent" not in first  # it is the load since the reading before
@@ -33,7 +35,7 @@ def test_it_ends_at_once_however_long_the_interval_and_whatever_happens() -> Non
     began = time.perf_counter()
     with pytest.raises(ZeroDivisionError), ResourceMonitor(interval=1000):
         _ = 1 / 0
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 100
     assert "resource monitor" not in {thread.name for thread in threading.enumerate()}
 
 
@@ -49,7 +51,7 @@ def test_only_the_newest_readings_are_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(monitoring, "_machine_sensors", lambda: {"number": count})
     with ResourceMonitor(interval=0, length=5) as monitor:
-        assert enough.wait(10)
+        assert enough.wait(60)
     numbers = [reading["number"] for reading in monitor.readings()]
     assert numbers == list(range(numbers[0], numbers[0] + 5))
     assert numbers[0] >= 46

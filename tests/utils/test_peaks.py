@@ -15,7 +15,9 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says")
 
 
 def test_seconds_are_those_of_one_call() -> None:
-    assert 0.009 < peaks.seconds(lambda: time.sleep(0.01), CPU, repeats=3) < 0.5
+    began = time.perf_counter()
+    took = peaks.seconds(lambda: time.sleep(0.01), CPU, repeats=3)
+    assert 0.009 < took <= (time.perf_counter() - began) / 3
 
 
 def test_peaks_are_not_exceeded_by_other_work() -> None:

@@ -113,16 +113,17 @@ def full_disk() -> Iterator[Callable[[int], None]]:
 def test_a_full_disk_is_told_once_and_training_goes_on(
     tmp_path: Path, full_disk: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
+    others = set(threading.enumerate())
     trackers = open_trackers(["tensorboard"], tmp_path, {})
     for tracker in trackers:
         tracker.log(10, {"loss": 3.0})
-    threads = set(threading.enumerate())
+    (writer,) = set(threading.enumerate()) - others
     full_disk((tmp_path / METRICS).stat().st_size + 5)
     for tracker in trackers:
         tracker.log(20, {"loss": 2.0})
         tracker.log(30, {"loss": 2.0})
-    for thread in threads - {threading.main_thread()}:
-        thread.join(1)  # so that its end is seen here and not in another test
+    writer.join(60)  # so that its end is seen here and not in another test
+    assert not writer.is_alive()
     full_disk(resource.RLIM_INFINITY)
     for tracker in trackers:
         tracker.log(40, {"loss": 1.0})
