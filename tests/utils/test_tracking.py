@@ -6,6 +6,7 @@ import resource
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -197,6 +198,9 @@ def test_weights_and_biases_is_offline_without_a_login_or_a_server_and_a_resumed
         for tracker in trackers:
             tracker.close()
         wandb.teardown()  # waits until all is written, as the end of a process does
+        until = int(time.time()) + 1
+        while time.time() < until:  # a folder is named after the second in which its run begins
+            time.sleep(0.01)
         return [record.getMessage() for record in caplog.records if record.name == "utils.tracking"]
 
     kept = f"so the run is kept in {run / 'wandb'}: wandb sync sends it later"
