@@ -167,7 +167,7 @@ def test_the_last_words_of_a_job_are_passed_on_before_it_ends(monkeypatch: pytes
     trainer = Trainer([sys.executable, "-c", "print('done')"])
     assert trainer.wait(60)
     assert outcome(trainer, 1)["state"] == "finished"
-    assert passed_on == [b"done\n"]
+    assert b"".join(passed_on) == b"done\n"
 
 
 @pytest.mark.usefixtures("volume_here")
