@@ -89,7 +89,8 @@ class Container:
         (self.folder / "hosts").write_text(HOSTS)
         kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith(("/root/", "/tmp/"))]
         mounts = [f"{prefix}|{prefix}|rw" for prefix in kept]
-        mounts.append(f"{matplotlib.get_cachedir()}|/root/.cache/matplotlib|ro")  # which takes seconds to make
+        fonts = shutil.copytree(matplotlib.get_cachedir(), self.folder / "fonts")  # a list that takes seconds to make
+        mounts.append(f"{fonts}|/root/.cache/matplotlib|rw")
         mounts += [
             f"{self.volume(name)}|{path}|{'ro' if read_only else 'rw'}"
             for name, (path, read_only) in self.volumes.items()
