@@ -34,6 +34,7 @@ from chat_ui.engine import (
 from gpt_model import GPTConfig
 
 Serve = Callable[..., Any]  # the fixture `house`
+PATIENCE = 60  # seconds that anything may take on a machine that others use too
 TINY = GPTConfig(vocab_size=300, context_length=64, d_model=8, n_layers=1, n_heads=1)
 
 
@@ -160,7 +161,7 @@ class Page:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        self.http = httpx.AsyncClient(base_url=base, timeout=20, verify=False)
+        self.http = httpx.AsyncClient(base_url=base, timeout=PATIENCE, verify=False)
         self.socket = socketio.AsyncClient(reconnection=False, ssl_verify=False)
         self.session = str(uuid.uuid4())
         self.events: list[tuple[str, Any]] = []
@@ -196,13 +197,14 @@ class Page:
         auth = {"clientType": "webapp", "sessionId": self.session, "threadId": thread, "userEnv": "{}"} | auth
         headers = {"Cookie": cookie, "Origin": origin or self.base}
         await self.socket.connect(
-            self.base, socketio_path="/ws/socket.io", transports=["websocket"], headers=headers, auth=auth
-        )
+            self.base, socketio_path="/ws/socket.io", transports=["websocket"], headers=headers, auth=auth,
+            wait_timeout=PATIENCE,
+        )  # fmt: skip
         await self.socket.emit("connection_successful")
 
     async def when(self, happened: Callable[[], Any]) -> None:
         """Wait for events until something holds."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not happened():
                 self._changed.clear()
                 await self._changed.wait()

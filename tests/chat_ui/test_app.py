@@ -17,7 +17,7 @@ from chat_ui import accounts as accounts_module
 from chat_ui import live, server, soak
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
-from tests.chat_ui.fakes import Serve, model
+from tests.chat_ui.fakes import PATIENCE, Serve, model
 
 
 def play(scenario: Coroutine[Any, Any, None]) -> None:
@@ -220,7 +220,7 @@ def test_malformed_events_do_nothing(house: Serve) -> None:
                     assert (await page.act(action, **payload)).status_code == 200
             assert (await page.act("delete_everything")).status_code == 404
             await page.socket.emit("client_message", {"message": sound | {"output": "x" * 2_000_000}})
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await page.socket.wait()  # it is thrown out
             assert (await page.http.get("/ready")).json()["ready"]
 
@@ -371,7 +371,7 @@ def test_an_answer_is_finished_and_saved_before_the_end(house: Serve) -> None:
             page = await home.open()
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
-            draining = asyncio.create_task(home.chat.drain(10))
+            draining = asyncio.create_task(home.chat.drain(PATIENCE))
             await asyncio.sleep(0)
             assert (await page.http.get("/ready")).status_code == 503
             assert (await page.http.get("/health")).status_code == 200
@@ -394,7 +394,7 @@ def test_an_answer_that_a_killed_server_left(house: Serve, monkeypatch: pytest.M
             page = await home.open()
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 while len((await home.chat.history.get_thread(page.thread()))["steps"]) < 2:
                     await asyncio.sleep(0.01)
             writing = home.chat.live.pop(page.thread())
@@ -527,13 +527,13 @@ def test_memory_is_freed_when_a_page_closes(house: Serve) -> None:
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
             await page.close()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 while page.session in ws_sessions_id:
                     await asyncio.sleep(0.01)
             home.service.go_on = lambda: True  # it is finished when the page has been closed
             await asyncio.wait(home.chat.tasks.values())
             for kept in (chat_contexts, ws_sessions_id, user_sessions):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE):
                     while any(page.session in kept for page in home.pages):
                         await asyncio.sleep(0.01)
             assert not home.chat.live

@@ -21,7 +21,7 @@ from chat_ui.accounts import Accounts
 from chat_ui.audit import Audit
 from chat_ui.history import History
 from chat_ui.logins import Logins
-from tests.chat_ui.fakes import House, Page, Serve
+from tests.chat_ui.fakes import PATIENCE, House, Page, Serve
 
 PASSWORD = "correct horse"
 
@@ -130,7 +130,7 @@ def test_an_open_page_ends_with_its_login(
             else:
                 monkeypatch.setattr(logins_module, "_payload", lambda token: None)
             await ada.send("still here?")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await ada.socket.wait()  # it is thrown out
             assert ada.of("reload")  # which shows where to log in
             assert len(home.service.requests) == 2

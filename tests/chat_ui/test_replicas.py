@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from chat_ui.accounts import Accounts
-from tests.chat_ui.fakes import Page
+from tests.chat_ui.fakes import PATIENCE, Page
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "chat_ui" / "docker"
@@ -105,7 +105,7 @@ def test_one_of_two_servers_dies(tmp_path: Path, postgres: str, finished_run: Pa
         sockets = [await open_sockets(port) for port in ports]
         assert sorted(sockets) == [0, 1]
         processes[sockets.index(1)].kill()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             await page.socket.wait()
         again = Page(base)  # as a browser does, with the same login
         again.http.cookies = page.http.cookies
@@ -122,7 +122,7 @@ def test_one_of_two_servers_dies(tmp_path: Path, postgres: str, finished_run: Pa
         asyncio.run(scene(base, processes))
         survivor = next(process for process in processes if process.poll() is None)
         survivor.terminate()
-        assert survivor.wait(30) == 0
+        assert survivor.wait(2 * PATIENCE) == 0
 
 
 async def open_sockets(port: int) -> int:
