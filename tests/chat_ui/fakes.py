@@ -252,8 +252,9 @@ class Page:
                 shown.pop(data["id"], None)
         return list(shown.values())
 
-    def thread(self) -> str:
-        return self.of("first_interaction")[-1]["thread_id"]
+    async def thread(self) -> str:
+        """Wait until the server has named the thread, which it does when it has stored it, and return its id."""
+        return (await self.until("first_interaction"))["thread_id"]
 
     def below(self) -> list[dict[str, Any]]:
         """What stands below the answers, as it was last shown."""

@@ -46,7 +46,7 @@ def test_a_message_is_answered_and_the_thread_resumed(house: Serve) -> None:
             again = home.page()
             again.http.cookies = page.http.cookies
             await page.socket.disconnect()
-            await again.open(thread=page.thread())
+            await again.open(thread=await page.thread())
             thread = await again.until("resume_thread")
             said = [step["output"] for step in thread["steps"] if step["type"].endswith("message")]
             assert said == [
@@ -93,11 +93,11 @@ def test_stop_edit_regenerate_and_compare(house: Serve) -> None:
             await page.ask("next")
             assert home.service.requests[-1].prompt.turns[3].text == "other heard: both "
 
-            exported = await page.http.get(f"/export/{page.thread()}.json")
+            exported = await page.http.get(f"/export/{await page.thread()}.json")
             messages = exported.json()["messages"]
             assert [message.get("text") for message in messages] == ["edited", None, "both", None, "next", None]
             assert [answer["model"] for answer in messages[3]["answers"]] == ["demo", "other"]
-            markdown = (await page.http.get(f"/export/{page.thread()}.md")).text
+            markdown = (await page.http.get(f"/export/{await page.thread()}.md")).text
             assert "## You\n\n> edited\n" in markdown
             assert (await page.http.get(f"/export/{uuid.uuid4()}.md")).status_code == 404
 
@@ -110,7 +110,7 @@ def test_a_page_that_is_opened_again_goes_on_with_the_answer(house: Serve) -> No
             page = await home.open()
             await page.send("go on slowly", model="other")
             await page.shows("other heard: go on slowly ")
-            second = await home.page().open(thread=page.thread())
+            second = await home.page().open(thread=await page.thread())
             thread = await second.until("resume_thread")
             answer = thread["steps"][-1]
             assert answer["output"] == "other heard: go on slowly "
@@ -145,9 +145,9 @@ def test_a_classifier_answers_like_any_other(house: Serve) -> None:
             await page.ask("so?", model="demo")  # which reads what the classifier said
             assert home.service.requests[-1].prompt.turns[1].text == first["output"]
             assert len(home.service.requests) == 2
-            thread = await (await home.page().open(thread=page.thread())).until("resume_thread")
+            thread = await (await home.page().open(thread=await page.thread())).until("resume_thread")
             assert first["output"] in [step["output"] for step in thread["steps"]]
-            assert "> **good**, 75%" in (await page.http.get(f"/export/{page.thread()}.md")).text
+            assert "> **good**, 75%" in (await page.http.get(f"/export/{await page.thread()}.md")).text
 
     play(scenario())
 
@@ -205,7 +205,7 @@ def test_malformed_events_do_nothing(house: Serve) -> None:
             forged |= {"modes": {"model": ["x"]}, "metadata": {"sides": 1}, "parentId": "x", "isError": True}
             await page.socket.emit("client_message", {"message": forged, "fileReferences": [{"id": "x"}]})
             await page.ended(1)
-            thread = await home.chat.history.get_thread(page.thread())
+            thread = await home.chat.history.get_thread(await page.thread())
             first = next(step for step in thread["steps"] if step["type"] != "run")
             assert (first["type"], first["name"], first["metadata"]) == ("user_message", "you", {})
             assert len(home.service.requests) == 1
@@ -258,7 +258,7 @@ def test_what_nobody_needs_is_not_there(house: Serve) -> None:
             for method, path in [
                 ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/redoc"), ("POST", "/project/file"),
                 ("PUT", "/feedback"), ("PUT", "/project/element"), ("PUT", "/project/thread/share"), ("POST", "/mcp"),
-                ("GET", f"/project/share/{page.thread()}"), ("POST", "/auth/jwt"), ("GET", "/copilot/index.js"),
+                ("GET", f"/project/share/{await page.thread()}"), ("POST", "/auth/jwt"), ("GET", "/copilot/index.js"),
                 ("GET", "/nonsense"),
             ]:  # fmt: skip
                 assert (await page.http.request(method, path, json={})).status_code in (404, 405), path
@@ -359,7 +359,7 @@ def test_chat_goes_on_without_its_database(house: Serve, tmp_path: Path, caplog:
             assert ready["degraded"] == ["no history"]
             listed = await page.http.post("/project/threads", json={"pagination": {"first": 5}, "filter": {}})
             assert listed.status_code in (404, 503)
-            fresh = await home.page().open(thread=page.thread())  # reopened, which begins a new thread
+            fresh = await home.page().open(thread=await page.thread())  # reopened, which begins a new thread
             assert (await fresh.ask("hello"))["output"] == "demo heard: hello "
 
     play(scenario())
@@ -379,7 +379,7 @@ def test_an_answer_is_finished_and_saved_before_the_end(house: Serve) -> None:
             await page.shows("being restarted")
             home.service.go_on = lambda: True
             await draining
-            thread = await home.chat.history.get_thread(page.thread())
+            thread = await home.chat.history.get_thread(await page.thread())
             outputs = [step["output"] for step in thread["steps"]]
             assert "demo heard: go on slowly on on on on on " in outputs
 
@@ -395,14 +395,14 @@ def test_an_answer_that_a_killed_server_left(house: Serve, monkeypatch: pytest.M
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
             async with asyncio.timeout(PATIENCE):
-                while len((await home.chat.history.get_thread(page.thread()))["steps"]) < 2:
+                while len((await home.chat.history.get_thread(await page.thread()))["steps"]) < 2:
                     await asyncio.sleep(0.01)
-            writing = home.chat.live.pop(page.thread())
-            again = await home.page().open(thread=page.thread())
+            writing = home.chat.live.pop(await page.thread())
+            again = await home.page().open(thread=await page.thread())
             thread = await again.until("resume_thread")
             assert thread["steps"][-1]["metadata"]["unfinished"]
             assert thread["elements"][-1]["props"]["figures"] == ["stopped"]
-            home.chat.live[page.thread()] = writing
+            home.chat.live[await page.thread()] = writing
             await page.socket.emit("stop")
             await page.ended(1)
 
@@ -417,11 +417,11 @@ def test_a_conversation_that_is_deleted_does_not_come_back(house: Serve, monkeyp
             page = await home.open()
             await page.send("go on slowly")
             await page.shows("demo heard: go on slowly ")
-            deleted = await page.http.request("DELETE", "/project/thread", json={"threadId": page.thread()})
+            deleted = await page.http.request("DELETE", "/project/thread", json={"threadId": await page.thread()})
             assert deleted.status_code == 200
             await page.ended(1)  # nobody told it to stop
             assert page.below()[-1]["figures"][-1] == "stopped"
-            assert await home.chat.history.get_thread(page.thread()) is None
+            assert await home.chat.history.get_thread(await page.thread()) is None
 
     play(scenario())
 

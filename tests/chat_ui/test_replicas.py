@@ -109,7 +109,7 @@ def test_one_of_two_servers_dies(tmp_path: Path, postgres: str, finished_run: Pa
             await page.socket.wait()
         again = Page(base)  # as a browser does, with the same login
         again.http.cookies = page.http.cookies
-        await again.open(thread=page.thread())
+        await again.open(thread=await page.thread())
         resumed = await again.until("resume_thread")
         assert first["output"] in [step["output"] for step in resumed["steps"]]
         assert (await again.ask("and"))["output"]
