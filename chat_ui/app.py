@@ -77,6 +77,8 @@ class App:
         """Answers that are being written, by the id of their thread."""
         self.tasks: dict[str, asyncio.Task[None]] = {}
         """What writes them, from the moment a message is there."""
+        self.stopped: set[str] = set()
+        """Threads of `tasks` whose reader has stopped the answer before it was in `live`."""
 
     def install(self) -> None:
         """Tell Chainlit what to call."""
@@ -185,10 +187,15 @@ class App:
                 await self.history.save_step(message.to_dict(), element)
 
     def stop(self) -> None:
-        """End the answer of the current thread."""
-        if live := self.live.get(_session().thread_id):
+        """End the answer of the current thread, also one that is still to begin: the page shows the button before."""
+        thread_id = _session().thread_id
+        if live := self.live.get(thread_id):
             live.stop()
-            self.audit.write("stop", **who())
+        elif thread_id in self.tasks:
+            self.stopped.add(thread_id)
+        else:
+            return
+        self.audit.write("stop", **who())
 
     async def _may_write(self) -> bool:
         """Return whether a message can be answered now; tell the reader why if not."""
@@ -221,6 +228,7 @@ class App:
                 await config.code.on_message(message)
             finally:
                 del self.tasks[session.thread_id]
+                self.stopped.discard(session.thread_id)
                 live = self.live.pop(session.thread_id, None)
                 for page in live.sessions if live else [session]:
                     await page.emit("task_end", {})
@@ -269,6 +277,8 @@ class App:
         live = Live(cl.Message("", author=infos[0].label, metadata=facts), writings, session, self.history)
         live.message.created_at = now()
         self.live[session.thread_id] = live
+        if session.thread_id in self.stopped:
+            live.stop()
         async with live.saving():
             runs = (
                 writing.run(self.service, request, wrote=live.wrote, changed=live.changed, refuse=self.refuse)

@@ -42,6 +42,8 @@ class Classifying(Writing):
         begun = time.perf_counter()
         try:
             self.answer = asyncio.wrap_future(service.classify(self.model, request.prompt.turns[-1].text))
+            if self.stopped:  # before there was anything to end
+                self.answer.cancel()
             opinion = await self.answer
         except asyncio.CancelledError:
             self.reason = "cancelled"

@@ -90,6 +90,8 @@ class Writing:
         except (BusyError, InputError) as error:
             self.fail(str(error))
             return
+        if self.stopped:  # before there was anything to end
+            self.answer.cancel()
         painter = asyncio.create_task(self._paint(wrote, refuse))
         try:
             await self._follow(changed)

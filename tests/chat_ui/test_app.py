@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
@@ -15,6 +16,7 @@ from sqlalchemy import text
 
 from chat_ui import accounts as accounts_module
 from chat_ui import live, server, soak
+from chat_ui.engine import ModelInfo
 from chat_ui.history import GONE
 from chat_ui.texts import LONGEST_MESSAGE
 from tests.chat_ui.fakes import PATIENCE, Serve, model
@@ -100,6 +102,36 @@ def test_stop_edit_regenerate_and_compare(house: Serve) -> None:
             markdown = (await page.http.get(f"/export/{await page.thread()}.md")).text
             assert "## You\n\n> edited\n" in markdown
             assert (await page.http.get(f"/export/{uuid.uuid4()}.md")).status_code == 404
+
+    play(scenario())
+
+
+@pytest.mark.parametrize("kind", ["tuned", "classifier"])
+def test_an_answer_can_be_stopped_before_it_begins(house: Serve, tmp_path: Path, kind: str) -> None:
+    """The page shows the button as soon as the message is there, and a busy server then still looks for the model."""
+
+    async def scenario() -> None:
+        async with house(model("demo", kind=kind, classes=("bad", "good"))) as home:
+            page = await home.open()
+            go_on, look = threading.Event(), home.service.models.info
+
+            def look_slowly(name: str) -> ModelInfo:
+                assert go_on.wait(PATIENCE)
+                return look(name)
+
+            home.service.models.info = look_slowly
+            await page.send("go on slowly", model="demo")
+            await page.until("task_start")
+            await page.socket.emit("stop")
+            async with asyncio.timeout(PATIENCE):
+                while '"stop"' not in (tmp_path / "state" / "audit.jsonl").read_text():
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            await page.ended(1)
+            assert page.below()[-1]["figures"][-1] == "stopped"
+            home.service.go_on = lambda: True
+            await page.ask("go on slowly", model="demo")
+            assert page.below()[-1]["figures"][-1] != "stopped"
 
     play(scenario())
 
