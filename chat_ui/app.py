@@ -11,6 +11,8 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fastapi import HTTPException
+
 from chat_ui.audit import Audit
 from chat_ui.classifying import Classifying
 from chat_ui.conversations import conversation_of
@@ -110,29 +112,48 @@ class App:
 
     async def resume(self, thread: ThreadDict) -> None:
         """Go on with a thread from the history; with its answer too, if that is still being written."""
-        session = _session()
-        live = self.live.get(thread["id"])
+        live = self.live.get(thread["id"])  # sought before the thread is read again, or it might end between the two
+        await self._read_again(thread)
         used = None
         for step in thread["steps"]:
             if step["type"] != "assistant_message":
                 continue
             facts = step["metadata"]
             used = facts.get("model", used)
-            if live is not None and step["id"] == live.message.id:
-                step["output"] = live.message.content
-            elif facts.get("unfinished"):  # the server was killed while it wrote
+            is_live = live is not None and step["id"] == live.message.id
+            if facts.get("unfinished") and not is_live:  # the server was killed while it wrote
                 writing = Writing(facts["model"], facts["label"], reason="cancelled")
                 thread["elements"].append(below(step["id"], thread["id"], "Answer", writing.props()))
             step["output"] = shown(step["output"])
         if live is not None:
             used = live.writings[0].model
-        await self._offer(used, clamped(session.chat_settings))
+        await self._offer(used, clamped(_session().chat_settings))
         if live is not None:
-            if live.message.id not in [step["id"] for step in thread["steps"]]:  # it has not been saved yet
-                thread["steps"].append(live.step() | {"parentId": None})
-            live.sessions.append(session)
-            await session.emit("task_start", {})
+            await self._follow(live, thread)
         self.audit.write("resume", **who())
+
+    async def _read_again(self, thread: ThreadDict) -> None:
+        """Read a thread that Chainlit has read: its answer may have ended since, and is no longer to be followed."""
+        try:
+            known = await self.history.get_thread(thread["id"])
+        except HTTPException:
+            return  # the database has just gone: what was read will do
+        thread.update(known or {})
+
+    async def _follow(self, live: Live, thread: ThreadDict) -> None:
+        """Put an answer that is being written, or was a moment ago, into a thread, and show on its page how it goes on.
+
+        After the last `await` nothing of it can be missed until Chainlit has taken over the thread.
+        """
+        session = _session()
+        if self.live.get(thread["id"]) is live:
+            await session.emit("task_start", {})
+            if self.live.get(thread["id"]) is live:
+                live.sessions.append(session)
+            else:
+                await session.emit("task_end", {})
+        thread["steps"] = _with(thread["steps"], live.step() | {"parentId": None})
+        thread["elements"] = _with(thread["elements"], live.element())
 
     async def _offer(self, used: str | None, settings: Settings) -> list[ModelInfo]:
         """Show the models and the settings, and return the models."""
@@ -324,6 +345,11 @@ async def _rewind_to(message_id: object) -> cl.Message | None:
     for message in messages[place + 1 :]:
         await message.remove()
     return messages[place]
+
+
+def _with(known: list[Any], new: dict[str, Any]) -> list[Any]:
+    """Return what is known, with something new at its end, which takes the place of what had its id."""
+    return [*(each for each in known if each["id"] != new["id"]), new]
 
 
 def _session() -> WebsocketSession:

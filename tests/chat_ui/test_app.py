@@ -159,6 +159,51 @@ def test_a_page_that_is_opened_again_goes_on_with_the_answer(house: Serve) -> No
     play(scenario())
 
 
+@pytest.mark.parametrize("when", ["the thread is read", "the models are looked for"])
+def test_an_answer_that_ends_while_its_page_is_opened_again(house: Serve, when: str) -> None:
+    async def scenario() -> None:
+        async with house() as home:
+            page = await home.open()
+            await page.send("go on slowly")
+            await page.shows("demo heard: go on slowly ")
+            thread_id = await page.thread()
+            read, look = home.chat.history.get_thread, home.service.models.available
+            reads: list[str] = []
+
+            async def end_meanwhile() -> None:
+                home.service.go_on = lambda: True
+                while home.chat.live:
+                    await asyncio.sleep(0.001)
+
+            async def read_too_early(thread_id: str) -> Any:
+                known = await read(thread_id)
+                reads.append(thread_id)
+                if len(reads) == 2:  # the first one asks whose it is
+                    await end_meanwhile()
+                return known
+
+            def look_slowly() -> Any:
+                asyncio.run_coroutine_threadsafe(end_meanwhile(), loop).result(PATIENCE)
+                return look()
+
+            loop = asyncio.get_running_loop()
+            if when == "the thread is read":
+                home.chat.history.get_thread = read_too_early
+            else:
+                home.service.models.available = look_slowly
+            second = await home.page().open(thread=thread_id)
+            thread = await second.until("resume_thread")
+            answer = thread["steps"][-1]
+            assert answer["output"] == "demo heard: go on slowly on on on on on "
+            assert "unfinished" not in answer["metadata"]
+            assert [element["props"]["done"] for element in thread["elements"]] == [True]
+            assert not second.of("task_start")  # of which nobody would tell it the end
+            await second.ask("next")
+            assert len(home.service.requests[-1].prompt.turns) == 3
+
+    play(scenario())
+
+
 def test_a_classifier_answers_like_any_other(house: Serve) -> None:
     async def scenario() -> None:
         async with house(model("demo"), model("mood", kind="classifier", classes=("bad", "good"))) as home:
