@@ -55,9 +55,11 @@ def serving(study: Study) -> Iterator[RatingServer]:
     with RatingServer(study) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -256,7 +258,9 @@ def test_two_raters_in_a_real_browser(study: Study) -> None:
     with serving(study) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         asked: list[str] = []
-        page = browser.new_page(viewport={"width": 390, "height": 844})
+        context = browser.new_context(viewport={"width": 390, "height": 844})
+        context.set_default_timeout(60_000)  # on a machine that others use too
+        page = context.new_page()
         page.on("request", lambda request: asked.append(request.url))
         begin(page, server.url, "Anna")
         assert page.title() == "Question 1 of 6"
@@ -266,7 +270,7 @@ def test_two_raters_in_a_real_browser(study: Study) -> None:
         for _ in range(2):
             mark(page, {"good": 5, "bad": 2})
         page.close()
-        page = browser.new_page()
+        page = context.new_page()
         begin(page, server.url, "anna")
         assert page.title() == "Question 3 of 6"
         with page.expect_navigation():
