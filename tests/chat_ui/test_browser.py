@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,14 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        for _ in range(600):
+        for _ in range(1200):
             try:
                 httpx.get(f"{self.base}/ready").raise_for_status()
                 return
             except httpx.HTTPError:
                 assert self.process.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.1)
-        raise AssertionError("it did not start within a minute")
+        raise AssertionError("it did not start within two minutes")
 
     def kill(self) -> None:
         self.process.kill()
@@ -77,11 +78,20 @@ class Server:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(120)
+
+    def wait_until_saved(self, thread: str) -> None:
+        """Wait until something of the last answer of a thread is in the history."""
+        end = time.monotonic() + 60
+        wanted = "thread_id = ? AND type = 'assistant_message' AND trim(output) <> ''"
+        with closing(sqlite3.connect(self.folder / "state" / "history.sqlite")) as database:
+            while database.execute(f"SELECT id FROM steps WHERE {wanted}", [thread]).fetchone() is None:
+                assert time.monotonic() < end, "nothing was saved within a minute"
+                time.sleep(0.05)
 
     def say(self, thread: str, text: str) -> None:
         """Make the last answer of a thread say something, as if the model had."""
-        with sqlite3.connect(self.folder / "state" / "history.sqlite") as database:
+        with closing(sqlite3.connect(self.folder / "state" / "history.sqlite")) as database, database:
             wanted = "thread_id = ? AND type = 'assistant_message' ORDER BY created_at DESC LIMIT 1"
             (step,) = database.execute(f"SELECT id FROM steps WHERE {wanted}", [thread]).fetchone()
             database.execute("UPDATE steps SET output = ? WHERE id = ?", [text, step])
@@ -288,7 +298,8 @@ def killed(window: Window, server: Server) -> None:
     settings(window)
     window.send("Before the end")
     page.wait_for_selector('[data-step-type="assistant_message"]')
-    time.sleep(2.5)  # it is saved every two seconds
+    page.wait_for_url("**/thread/*")
+    server.wait_until_saved(page.url.rsplit("/", 1)[1])
     server.kill()
     server.start()
     page.reload()
@@ -323,5 +334,5 @@ def dark_and_small(browser: Any, server: Server, thread: str, state: Any) -> Non
     assert page.locator("#chat-submit").bounding_box()["x"] < 330
     page.click("#theme-toggle")
     page.get_by_role("menuitem", name="Light").click()
-    assert not window.shows_dark()
+    page.wait_for_function("!document.documentElement.classList.contains('dark')")
     assert server.end() == 0
