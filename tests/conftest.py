@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pretraining import simple
 from tests.tiny_run import tiny
@@ -25,6 +26,9 @@ from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
 )
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
+
+settings.register_profile("patient", deadline=None)  # an example takes long where others use the machine, too
+settings.load_profile("patient")
 
 
 @pytest.fixture
