@@ -13,6 +13,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
 # Munge says who asks; a fake GPU is handed out, so that the file's --gpus-per-node is understood.
 CONFIGURATION = """
 ClusterName=test
+FirstJobId={job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmdPort={daemon}
@@ -64,7 +65,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o400)
     host = socket.gethostname().partition(".")[0]
-    text = CONFIGURATION.format(host=host, folder=folder, controller=ports[0], daemon=ports[1])
+    text = CONFIGURATION.format(host=host, folder=folder, controller=ports[0], daemon=ports[1], job=os.getpid())
     (folder / "slurm.conf").write_text(text)
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     version = "v1" if Path("/sys/fs/cgroup/freezer").exists() else "v2"
