@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
 
 from pretraining import simple
 from tests.tiny_run import tiny
@@ -26,9 +25,6 @@ from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
 )
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
-
-settings.register_profile("patient", deadline=None)  # an example takes long where others use the machine, too
-settings.load_profile("patient")
 
 
 @pytest.fixture
