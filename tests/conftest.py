@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pretraining import simple
 from tests.tiny_run import tiny
@@ -25,6 +26,11 @@ from tests.whole_run import (  # noqa: F401  hooks, which pytest looks for here
 )
 from working_with_text_data import prepare, train_tokenizer
 from working_with_text_data.text_files import CORPUS
+
+# Hypothesis would fail an example that takes 0.2 s, or a strategy that takes a second for its first ten: so long do
+# other programs on the same cores stop any test now and then. What a test may take is said by pytest's timeout.
+settings.register_profile("without a clock", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("without a clock")
 
 
 @pytest.fixture

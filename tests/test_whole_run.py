@@ -1,11 +1,13 @@
 """What the hooks of `whole_run` leave out, fail and record."""
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies
 
 from tests import whole_run
 
@@ -75,3 +77,15 @@ def test_what_has_passed_is_recorded(tmp_path: Path) -> None:
 def test_a_failed_run_is_not_recorded(tmp_path: Path) -> None:
     assert finish(tmp_path / "record.json", exit_status=1, gw0=1) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_example_may_take_as_long_as_the_machine_needs() -> None:
+    """With a deadline, Hypothesis would say of an example that was slow once and quick again that it is flaky."""
+    seconds = iter([0.3])
+
+    @given(strategies.none())
+    def slow_once(nothing: None) -> None:
+        time.sleep(next(seconds, 0))
+
+    slow_once()
+    assert next(seconds, None) is None
