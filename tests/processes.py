@@ -1,20 +1,19 @@
 """Processes that meet as those of torchrun do, started without its own process, which takes as long as each of them."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
 
 def start(size: int, *command: object) -> list[subprocess.Popen[str]]:
     """Start a Python module in several processes that are to meet."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    port = str(free_port())
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     return [
         subprocess.Popen(
             [sys.executable, "-m", *map(str, command)], cwd=ROOT, text=True, stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from chat_ui.accounts import Accounts
 from chat_ui.texts import JOINER
 from tests.chat_ui.small_runs import write_classifier
+from tests.ports import free_port
 from tests.tiny_run import tiny, train_silently
 from working_with_text_data.minbpe import Tokenizer
 
@@ -51,9 +51,7 @@ class Server:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
         self.arguments = arguments
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
         self.start()
 

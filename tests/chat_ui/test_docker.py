@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import httpx
 import pytest
 
 from chat_ui.accounts import Accounts
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "chat_ui" / "docker"
@@ -49,8 +49,7 @@ def test_it_starts_where_only_its_volumes_can_be_written(tmp_path: Path, finishe
         (tmp_path / volume).mkdir()
     shutil.copytree(finished_run, tmp_path / "runs" / "demo")
     Accounts(tmp_path / "accounts" / "accounts.json").add("ada", "correct horse")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     program, *arguments = instruction("ENTRYPOINT")
     assert program == "python"
     command = [sys.executable, *arguments, "--port", str(port), "--origin", "https://chat.example.org", "--no-gpt2"]

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import socket
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from chat_ui.conversations import conversation_of
 from chat_ui.filters import load_filter
 from chat_ui.settings import LARGEST_SEED, LONGEST_SYSTEM_PROMPT, Settings, clamped, widgets
 from chat_ui.texts import JOINER, clean, said, shown
+from tests.ports import free_port
 from utils.files import InputError
 
 
@@ -281,12 +281,9 @@ def test_what_the_server_refuses_before_it_starts(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("DATABASE_URL")
     with pytest.raises(InputError, match="cannot listen"):
         server.main(server.Config(host="192.0.2.1", state=state, runs=tmp_path))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
     (tmp_path / ".other.lock").mkdir()
     with pytest.raises(InputError, match="choose another --state"):
-        server.main(server.Config(port=free, state=tmp_path / "other", runs=tmp_path))
+        server.main(server.Config(port=free_port(), state=tmp_path / "other", runs=tmp_path))
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="not a folder"):
         server.main(server.Config(state=tmp_path / "file" / "state", runs=tmp_path))

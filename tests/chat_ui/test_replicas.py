@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from chat_ui.accounts import Accounts
 from tests.chat_ui.fakes import PATIENCE, Page
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "chat_ui" / "docker"
@@ -23,12 +23,6 @@ DOCKER = ROOT / "chat_ui" / "docker"
 Process = subprocess.Popen[bytes]
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

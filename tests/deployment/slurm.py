@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tests.ports import free_port
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "srun")
 # Munge says who asks; a fake GPU is handed out, so that the file's --gpus-per-node is understood.
 CONFIGURATION = """
@@ -55,10 +57,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     Raises:
         RuntimeError: if it does not start.
     """
-    ports = []
-    for _ in range(2):
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            ports.append(probe.getsockname()[1])
+    ports = [free_port(), free_port()]
     (folder / "state").mkdir()
     (folder / "spool").mkdir()
     folder.chmod(0o755)
