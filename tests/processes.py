@@ -25,6 +25,6 @@ def start(size: int, *command: object) -> list[subprocess.Popen[str]]:
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[str]:
     """Wait for processes to end well; return what each said."""
-    said = [process.communicate(timeout=300)[1] for process in processes]
+    said = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(said)[-3000:]
     return said

@@ -56,7 +56,7 @@ READ, LOAD = checkpoint._read, FIT.load_shards
 
 def main(data: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    with join_world("cpu", timeout=30) as world:
+    with join_world("cpu", timeout=240) as world:
         is_main = world.is_main
         config = AdvancedConfig(**vars(tiny(data, folder / "run", steps=LAST)), parallel="fsdp")
         said = {"together": said_by(train, config, world)}

@@ -169,7 +169,7 @@ PAIRS.remove(("fsdp", "galore"))  # which is refused: GaLore looks at whole grad
 def main(folder: Path, pairs: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    with join_world("cpu", timeout=60) as world:
+    with join_world("cpu", timeout=240) as world:
         found = {
             f"{way} {optimizer}": compare(world, way, optimizer, folder / f"{way}-{optimizer}")
             for way, optimizer in pairs

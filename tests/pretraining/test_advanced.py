@@ -91,7 +91,7 @@ def test_a_run_that_stops_again_and_again_ends_the_same(
 @pytest.mark.slow
 def test_a_run_goes_on_in_any_number_of_processes_and_after_a_worker_is_killed(data: Path, tmp_path: Path) -> None:
     """Twelve steps by two processes, and twelve more: by two, one of them killed on the way, by one, and by four."""
-    changes = {"checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 60.0}
+    changes = {"checkpoint_every": 1, "eval_every": 24, "batch_size": 8, "timeout": 240.0}
 
     def command(name: str, **others: Any) -> list[str]:
         return ["pretraining.advanced", *flags(tiny_advanced(data, tmp_path / name, **{**changes, **others}))]
@@ -101,13 +101,13 @@ def test_a_run_goes_on_in_any_number_of_processes_and_after_a_worker_is_killed(d
         shutil.copytree(tmp_path / "two", tmp_path / name)
     finish(start(2, *command("two", steps=24)))
     processes = start(2, *command("killed", steps=24))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while step_of(list_checkpoints(tmp_path / "killed")[0]) < 14:
         assert time.monotonic() < deadline
         assert processes[0].poll() is None
         time.sleep(0.01)
     processes[1].kill()  # one is enough: the other notices that it is alone
-    assert processes[0].wait(100) != 0
+    assert processes[0].wait(300) != 0
     for process in processes:
         process.communicate()
     finish(start(2, *command("killed", steps=24)))

@@ -12,7 +12,7 @@ DIES_ONCE = """
 import os, signal
 from pretraining.engine.world import join_world
 
-with join_world("cpu", timeout=60) as world:
+with join_world("cpu", timeout=240) as world:
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and world.rank == 1:
         print(os.environ["MASTER_PORT"], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -31,7 +31,7 @@ def test_processes_that_are_started_again_find_one_another(tmp_path: Path) -> No
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*torchrun, script], env={**os.environ, **paths, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(set(done.stdout.split())) == 2, done.stdout

@@ -50,12 +50,13 @@ def test_two_nodes_take_the_steps_of_one(nodes: list[tuple[str, str]], tmp_path:
     for node, ((name, cable), address) in enumerate(zip(nodes, ADDRESSES, strict=True)):
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
-            f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--rdzv-conf=is_host={int(node == 0)},join_timeout=120",
+            f"--rdzv-endpoint={ADDRESSES[0]}:29400",
+            f"--rdzv-conf=is_host={int(node == 0)},join_timeout=240,read_timeout=240",
             f"--local-addr={address}", "-m", "tests.pretraining.ranks", tmp_path, "zero1", "adamw",
         ]  # fmt: skip
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": cable, "OMP_NUM_THREADS": "1"}
         command = ["ip", "netns", "exec", name, *map(str, torchrun)]
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=240)[1] for process in processes]
+    said = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-3000:]
     assert json.loads((tmp_path / "found.json").read_text())["zero1 adamw"]["weights"] < 1e-12

@@ -385,7 +385,7 @@ class TestInterruption:
             wait_for(lambda: len(unfinished_shards(config)) >= n_before + n_more, process)  # noqa: B023
             time.sleep(rng.random() * 0.02)
             process.kill()
-            messages += process.communicate(timeout=30)[1]  # waits for the workers too: they must not live on
+            messages += process.communicate(timeout=120)[1]  # waits for the workers too: they must not live on
             if config["out"].exists():  # a kill may also come when all is done
                 break
             assert process.returncode == -signal.SIGKILL, messages
@@ -432,7 +432,7 @@ class TestInterruption:
         process = start(config)
         wait_for(lambda: len(unfinished_shards(config)) > 3, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-        messages = process.communicate(timeout=30)[1]
+        messages = process.communicate(timeout=120)[1]
         assert process.returncode == 130, messages
         assert "Traceback" not in messages
         assert "finished shards: the same command goes on there" in messages

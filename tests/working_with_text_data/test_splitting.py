@@ -94,11 +94,11 @@ def test_pieces_that_are_not_the_text_are_refused() -> None:
 @pytest.mark.parametrize("pattern", ["(?:a|a)+b", r"(?:\w|\w\w)+!"])
 def test_a_pattern_with_too_many_ways_to_match_comes_to_an_end(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splitting, "SECONDS", 0.05)
-    started = time.monotonic()
+    started = time.process_time()  # not the clock's: others may be at work on this machine
     for use in (RegexTokenizer(pattern).encode, lambda text: RegexTokenizer(pattern).train(text, 300)):
         with pytest.raises(InputError, match="takes more than 0 s to split 61 characters"):
             use("a" * 60 + "?")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_pattern_that_is_none() -> None:
