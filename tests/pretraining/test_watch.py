@@ -114,12 +114,15 @@ def test_ctrl_c_ends_it_quietly(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sys.stdout.getvalue().endswith("\n")
 
 
-def test_a_run_that_was_killed_is_told_from_one_that_trains(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_was_killed_is_told_from_one_that_trains(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = int(time.time())
+    monkeypatch.setattr(time, "time", lambda: now)  # however long the test takes
     add(run, 10, 20)
     watch.main(Config(run=run, once=True))
     assert "nothing new" not in capsys.readouterr().out
-    hour_ago = time.time() - 3600
-    os.utime(run / METRICS, (hour_ago, hour_ago))
+    os.utime(run / METRICS, (now - 3600, now - 3600))
     watch.main(Config(run=run, once=True))
     assert capsys.readouterr().out.endswith("15,608 tokens/s, nothing new for 1:00:00\n")
 
