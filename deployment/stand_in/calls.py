@@ -72,6 +72,7 @@ class Calls(Objects):
         self.loop = asyncio.new_event_loop()
 
     async def serve(self, task: str | None) -> grpclib.server.Server:
+        """Offer all procedures at a socket: one for clients, or that of a container, by which it is known."""
         path = self.root / "socket" if task is None else self.root / task / "socket"
         path.parent.mkdir(exist_ok=True)
         server = grpclib.server.Server([Service(self, task)])
@@ -79,6 +80,7 @@ class Calls(Objects):
         return server
 
     def running(self) -> list[Task]:
+        """Return the containers that have not ended."""
         return [task for task in list(self.tasks.values()) if not task.ended]
 
     # -- calls

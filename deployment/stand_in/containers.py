@@ -166,6 +166,7 @@ class Container:
     # -- volumes: a container has a copy, until it commits or reloads
 
     def volume(self, name: str) -> Path:
+        """Return the folder that it sees of a volume."""
         folder = self.folder / "volumes" / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -91,7 +91,8 @@ class ControlPlane(Calls):
         plane.thread = threading.Thread(target=serve, daemon=True)
         plane.thread.start()
         plane.files = _FileServer(plane.root)
-        ready.wait(60)
+        if not ready.wait(60):
+            raise RuntimeError("the stand-in for Modal did not start within a minute")
         return plane
 
     async def _stop(self) -> None:
