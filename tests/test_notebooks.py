@@ -49,6 +49,14 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
+def test_hints_are_markdown(path: Path) -> None:
+    """What stands on the line of an HTML tag is HTML to all who render it, with backticks and dollars as they are."""
+    for cell in cells(path, "markdown"):
+        source = "".join(cell["source"])
+        assert not re.search(r"</summary>(?!\n\n)|(?<!\n\n)</details>", source), f"cell {cell['id']}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=ids)
 def test_every_figure_is_stored(path: Path) -> None:
     """A notebook that was executed where nothing is drawn has its text, and no pictures."""
     for cell in cells(path, "code"):
