@@ -21,6 +21,7 @@ import torch
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2 as pb
 
+from deployment.cloud import HOME
 from deployment.stand_in.containers import Container, image_environment
 from deployment.stand_in.objects import Objects
 from deployment.stand_in.service import Service
@@ -135,8 +136,8 @@ class Calls(Objects):
         (folder / "arguments").write_bytes(arguments.SerializeToString())
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": "/root",
-            "PYTHONPATH": "/root",
+            "HOME": str(HOME),
+            "PYTHONPATH": str(HOME),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": str(torch.get_num_threads()),  # which results may depend on in the last bit
             "GLOO_SOCKET_IFNAME": "lo",

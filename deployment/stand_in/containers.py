@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deployment.cloud import HOME
+
 CLONE_NEWNET = 0x40000000
 HOSTS = "127.0.0.1 localhost\n::1 localhost i6pn.modal.local\n"
 # $1: the container's folder, with the files "hosts" and "mounts"; $2: what is at /root; the rest: the command
@@ -87,10 +89,10 @@ class Container:
         import matplotlib  # here only: importing this module must not need it
 
         (self.folder / "hosts").write_text(HOSTS)
-        kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith(("/root/", "/tmp/"))]
+        kept = [prefix for prefix in {sys.prefix, sys.base_prefix} if prefix.startswith((f"{HOME}/", "/tmp/"))]
         mounts = [f"{prefix}|{prefix}|rw" for prefix in kept]
         fonts = shutil.copytree(matplotlib.get_cachedir(), self.folder / "fonts")  # a list that takes seconds to make
-        mounts.append(f"{fonts}|/root/.cache/matplotlib|rw")
+        mounts.append(f"{fonts}|{HOME}/.cache/matplotlib|rw")
         mounts += [
             f"{self.volume(name)}|{path}|{'ro' if read_only else 'rw'}"
             for name, (path, read_only) in self.volumes.items()

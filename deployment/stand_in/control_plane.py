@@ -16,9 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import unquote
 
 import grpclib.server
@@ -59,20 +60,14 @@ class ControlPlane(Calls):
         """
         if reason := why_not():
             raise RuntimeError(reason)
-        plane = cls.start()
-        before = dict(os.environ)
-        os.environ.update(plane.environment())
-        client, _Client._client_from_env = _Client._client_from_env, None  # it is made once per process
-        try:
+        with (
+            closing(cls.start()) as plane,
+            patch.dict(os.environ, plane.environment()),
+            patch.object(_Client, "_client_from_env", None),  # a client is made once per process
+        ):
             yield plane
             with modal.Client.from_env():
                 pass  # and it is closed
-        finally:
-            _Client._client_from_env = client
-            for name in plane.environment():
-                os.environ.pop(name)
-            os.environ.update(before)
-            plane.close()
 
     @classmethod
     def start(cls) -> "ControlPlane":

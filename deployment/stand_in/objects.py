@@ -12,6 +12,8 @@ import grpclib
 from google.protobuf.empty_pb2 import Empty
 from modal_proto import api_pb2 as pb
 
+from deployment.cloud import HOME
+
 CREATE = {
     pb.OBJECT_CREATION_TYPE_CREATE_IF_MISSING,
     pb.OBJECT_CREATION_TYPE_CREATE_FAIL_IF_EXISTS,
@@ -235,7 +237,7 @@ class Objects:
         if not home.exists():
             home.mkdir(parents=True)
             for file in files:
-                path = home / PurePosixPath(file.filename).relative_to("/root")
+                path = home / PurePosixPath(file.filename).relative_to(HOME)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(self.uploads[file.sha256_hex])
         return home

@@ -99,7 +99,9 @@ def test_modals_errors_are_one_line(error: Exception, said: str, monkeypatch: py
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [".env", "a/.env", ".git/config", "x.ipynb", "solutions/x.py", "__pycache__/a.pyc"])
+@pytest.mark.parametrize(
+    "name", [".env", "a/.env", ".git/config", "x.ipynb", "solutions/x.py", "stand_in/x.py", "__pycache__/a.pyc"]
+)
 def test_what_stays_here(name: str) -> None:
     assert stays_here(Path(name))
     assert not stays_here(Path(name.replace(".env", "env.py").replace(".git", "git"))) or name not in (".env", "a/.env")
