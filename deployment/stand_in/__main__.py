@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config:
-    """Open a shell in which Modal is this machine."""
+    """Open a shell in which Modal is this machine: training, downloads and the chat work there with --gpu none.
+
+    When the shell ends, all that was uploaded, trained and served there is gone.
+    """
 
 
 def main(_: Config) -> None:
